@@ -1,0 +1,113 @@
+//! Fixed point: updates are integers from the moment they leave the trainer.
+//!
+//! A sum of integers does not depend on the order of arrival, so simulation and deployment end
+//! in the same bits, and secure aggregation is modular addition.  Both directions of the
+//! conversion are in this file.
+
+use crate::Delta;
+
+/// A value that fixed point cannot hold.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FixedPointError {
+    /// NaN or infinite.
+    #[error(
+        "the trained model is not finite at parameter {index}; lower training.optimizer.learning_rate"
+    )]
+    NotFinite {
+        /// Position in the flat vector.
+        index: usize,
+    },
+    /// Past the range of 32 bits.
+    #[error(
+        "the model's change at parameter {index} passes the range of ±{limit}; lower \
+         training.optimizer.learning_rate or aggregation.fixed_point_bits"
+    )]
+    OutOfRange {
+        /// Position in the flat vector.
+        index: usize,
+        /// Largest change that the plan's fixed point holds.
+        limit: u32,
+    },
+    /// Vectors of different length.
+    #[error("the trained model has {after} parameters, its start {before}")]
+    Length {
+        /// Of the starting model.
+        before: usize,
+        /// Of the trained model.
+        after: usize,
+    },
+}
+
+/// The grid of updates: multiples of 2^-`bits`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FixedPoint {
+    bits: u32,
+}
+
+impl FixedPoint {
+    /// Most fractional bits: a change of ±2 must fit.
+    pub const BITS_MAX: u32 = 30;
+
+    /// A grid with `bits` fractional bits, at most [`BITS_MAX`](Self::BITS_MAX).
+    #[must_use]
+    pub fn new(bits: u32) -> Option<Self> {
+        (bits <= Self::BITS_MAX).then_some(Self { bits })
+    }
+
+    /// `after - before`, both `[n_parameters]`, rounded to the grid (half to even).
+    ///
+    /// # Errors
+    /// [`FixedPointError`] if a coordinate is not finite or out of range.
+    pub fn delta(&self, before: &[f32], after: &[f32]) -> Result<Delta, FixedPointError> {
+        if before.len() != after.len() {
+            return Err(FixedPointError::Length { before: before.len(), after: after.len() });
+        }
+        let scale = f64::from(1u32 << self.bits);
+        let limit = (1u32 << 31) >> self.bits;
+        let mut values = Vec::with_capacity(before.len());
+        for (index, (b, a)) in before.iter().zip(after).enumerate() {
+            let change = f64::from(*a) - f64::from(*b);
+            if !change.is_finite() {
+                return Err(FixedPointError::NotFinite { index });
+            }
+            let rounded = (change * scale).round_ties_even();
+            if rounded.abs() > f64::from(i32::MAX) {
+                return Err(FixedPointError::OutOfRange { index, limit });
+            }
+            values.push(rounded as i32);
+        }
+        Ok(Delta::new(values))
+    }
+
+    /// The weighted mean of deltas: `sum / weight_total`, back from the grid.
+    #[must_use]
+    pub fn mean(&self, sum: i64, weight_total: u64) -> f64 {
+        sum as f64 / (weight_total as f64 * f64::from(1u32 << self.bits))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn not_finite_and_out_of_range_are_named() {
+        let grid = FixedPoint::new(22).unwrap();
+        let error = grid.delta(&[0.0, 0.0], &[1.0, f32::NAN]).unwrap_err();
+        assert_eq!(error, FixedPointError::NotFinite { index: 1 });
+        let error = grid.delta(&[0.0], &[600.0]).unwrap_err();
+        assert_eq!(error, FixedPointError::OutOfRange { index: 0, limit: 512 });
+        assert!(grid.delta(&[0.0], &[511.0]).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn one_delta_comes_back_within_half_a_grid_step(b in -8f32..8., a in -8f32..8.) {
+            let grid = FixedPoint::new(22).unwrap();
+            let delta = grid.delta(&[b], &[a]).unwrap();
+            let back = grid.mean(i64::from(delta.values()[0]), 1);
+            prop_assert!((back - (f64::from(a) - f64::from(b))).abs() <= 0.5 / f64::from(1 << 22));
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! The rules of a run, as values and pure functions.
+//!
+//! Coordinator, client, simulator and tests drive the very same [`Run`] and [`Participant`]:
+//! nothing here reads a clock, a socket, a disk or a random number generator.  Time is an
+//! argument, randomness comes from the plan's seed, and what must happen outside is returned as
+//! an effect.
+//!
+//! Deliberately not here: bytes on the wire (`proto`), files (`journal`), tensors
+//! (`burn-models`), noise and budgets (`privacy`).
+
+mod accumulator;
+mod error;
+mod fixed;
+mod ids;
+mod model;
+mod parameters;
+mod participant;
+mod plan;
+mod policy;
+mod report;
+mod run;
+mod strategy;
+mod time;
+mod update;
+
+pub use accumulator::Accumulator;
+pub use error::{PlanError, Rejection};
+pub use fixed::{FixedPoint, FixedPointError};
+pub use ids::{ClientId, Country, IdError, ModelDigest, PlanDigest, RunId, UpdateDigest};
+pub use model::{Layer, Manifest, ModelSpec, TensorSpec};
+pub use parameters::Parameters;
+pub use participant::{Participant, ParticipantEffect, ParticipantEvent, Task};
+pub use plan::{
+    Aggregation, CohortPlan, DataContract, DpMetrics, NamedClient, Normalise, Optimizer, Plan,
+    PrivacyTerms, Strategy, Training, WeightRule,
+};
+pub use policy::{Policy, PolicyRefusal};
+pub use report::{
+    ClientReport, ClientStanding, ContributionReport, RoundReport, RunReport, RunStatus,
+};
+pub use run::{Command, Effect, Event, Outcome, Run};
+pub use strategy::aggregate;
+pub use time::Time;
+pub use update::{Contribution, Delta, RoundOutput, Update};

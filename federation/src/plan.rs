@@ -1,0 +1,514 @@
+//! The plan of a run: data, never code.  Parsed from TOML, validated whole, named by a digest.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use comity_privacy::{Budget, PrivacyPlan, PrivacyRequest, PrivacyUnit, Relation};
+use serde::{Deserialize, Serialize};
+
+use crate::accumulator::WEIGHT_TOTAL_MAX;
+use crate::{ClientId, FixedPoint, Manifest, ModelSpec, PlanDigest, PlanError};
+
+/// Most rounds in a run.
+const ROUNDS_MAX: u32 = 100_000;
+/// Most clients in a plan.
+const N_CLIENTS_MAX: usize = 10_000;
+/// Most values in one example.
+const EXAMPLE_VALUES_MAX: usize = 1 << 26;
+
+/// Everything that a run does, and to which every client agrees by its [`PlanDigest`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Short name, `a-z`, `0-9` and `-`.
+    pub name: String,
+    /// What the model is for, in a sentence that a data steward reads.
+    pub purpose: String,
+    /// Seeds the initial model, and the order of batches where there is no DP.
+    pub seed: u64,
+    /// Number of rounds.
+    pub rounds: u32,
+    /// What every client's data must look like.
+    pub data: DataContract,
+    /// The model, layer by layer.
+    pub model: ModelSpec,
+    /// What a client does in a round.
+    pub training: Training,
+    /// What protects the people in the data.
+    pub privacy: PrivacyTerms,
+    /// Who takes part, and how many must.
+    pub cohort: CohortPlan,
+    /// The server's step.
+    pub aggregation: Aggregation,
+}
+
+/// What every client's data must look like.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataContract {
+    /// Shape of one example: `[features]` or `[channels, height, width]`.
+    pub shape: Vec<usize>,
+    /// Number of classes; labels are `0..classes`.
+    pub classes: usize,
+    /// Public constants that normalise every value.
+    pub normalise: Normalise,
+}
+
+/// `(value - mean) / std`, with constants that are public by plan; bytes are first divided by 255.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Normalise {
+    /// Subtracted.
+    pub mean: f64,
+    /// Divided by; positive.
+    pub std: f64,
+}
+
+/// What a client does in a round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Training {
+    /// The local step.
+    pub optimizer: Optimizer,
+    /// Batch size; under DP the expected size of a Poisson batch.
+    pub batch: u32,
+    /// Passes over the data a round; under DP in expectation.
+    pub local_epochs: u32,
+    /// Examples that the device holds at once; batches are padded to a multiple.
+    pub microbatch: u32,
+}
+
+/// The local step; its state starts afresh in each round.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Optimizer {
+    /// Stochastic gradient descent.
+    Sgd {
+        /// Positive.
+        learning_rate: f64,
+        /// In `[0, 1)`.
+        #[serde(default)]
+        momentum: f64,
+    },
+    /// Adam (Kingma & Ba 2015).
+    Adam {
+        /// Positive.
+        learning_rate: f64,
+        /// In `[0, 1)`.
+        #[serde(default = "beta1")]
+        beta1: f64,
+        /// In `[0, 1)`.
+        #[serde(default = "beta2")]
+        beta2: f64,
+        /// Positive.
+        #[serde(default = "epsilon")]
+        epsilon: f64,
+    },
+}
+
+fn beta1() -> f64 {
+    0.9
+}
+fn beta2() -> f64 {
+    0.999
+}
+fn epsilon() -> f64 {
+    1e-8
+}
+
+/// What protects the people in the data.  There is no default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "mode", rename_all = "snake_case", deny_unknown_fields)]
+pub enum PrivacyTerms {
+    /// Ordinary training.  A client takes part only if its institution allows it.
+    None,
+    /// DP-SGD at every client (Abadi et al. 2016), true Poisson sampling, exact noise.
+    DpSgd {
+        /// Who is protected.
+        unit: PrivacyUnit,
+        /// Everything that a client sends in the whole run is (epsilon, delta)-DP.
+        epsilon: f64,
+        /// See `epsilon`.
+        delta: f64,
+        /// Bound on one unit's gradient, L2.
+        clip_norm_l2: f64,
+        /// What else may leave, paid from the same budget; absent: nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        metrics: Option<DpMetrics>,
+    },
+}
+
+/// Metrics that leave a client with noise.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DpMetrics {
+    /// zCDP cost a round of the number of own records that the round's model gets right.
+    pub accuracy_rho_per_round: f64,
+}
+
+/// Who takes part, and how many must.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CohortPlan {
+    /// Fewest contributions that close a round.
+    pub min_clients: u32,
+    /// Fewest countries among them.
+    pub min_countries: u32,
+    /// How long the run waits for clients to agree to the plan.
+    #[serde(with = "humantime_serde")]
+    pub gathering_deadline: Duration,
+    /// How long a round waits for updates.
+    #[serde(with = "humantime_serde")]
+    pub round_deadline: Duration,
+    /// How contributions are weighted.
+    pub weights: WeightRule,
+    /// The clients, by name.
+    pub clients: Vec<NamedClient>,
+}
+
+/// How contributions are weighted; never by a private count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightRule {
+    /// Every client counts the same.
+    Uniform,
+    /// By the declared number of records.
+    Declared,
+}
+
+/// One client that the plan names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamedClient {
+    /// Such as `KR/seoul-lab`.
+    pub id: ClientId,
+    /// Number of records that the institution declares in public, rounded; sets the sampling rate.
+    pub records: u64,
+}
+
+/// The server's step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Aggregation {
+    /// Which.
+    pub strategy: Strategy,
+    /// Factor on the mean update.
+    pub server_learning_rate: f64,
+    /// Updates are multiples of 2^-bits; 22 holds changes up to ±512.
+    pub fixed_point_bits: u32,
+}
+
+/// The server's step, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// Federated averaging (McMahan et al. 2017).
+    Fedavg,
+}
+
+impl Plan {
+    /// Reads a plan from TOML and validates it whole.
+    ///
+    /// # Errors
+    /// [`PlanError`] names the key and what to write instead.
+    pub fn from_toml(text: &str) -> Result<Self, PlanError> {
+        let plan: Self =
+            toml::from_str(text).map_err(|e| PlanError::Syntax(e.to_string().trim().to_owned()))?;
+        plan.validate()?;
+        Ok(plan)
+    }
+
+    /// Reads a plan from the canonical JSON in which it travels, and validates it whole.
+    ///
+    /// # Errors
+    /// [`PlanError`] names the key and what to write instead.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, PlanError> {
+        let plan: Self =
+            serde_json::from_slice(bytes).map_err(|e| PlanError::Syntax(e.to_string()))?;
+        plan.validate()?;
+        Ok(plan)
+    }
+
+    /// Canonical JSON: keys in the order of declaration, floats in their shortest exact form.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a plan has only string keys and finite numbers")
+    }
+
+    /// What clients agree to: BLAKE3 of the canonical JSON.
+    #[must_use]
+    pub fn digest(&self) -> PlanDigest {
+        let mut hasher = blake3::Hasher::new_derive_key("comity plan v1");
+        hasher.update(&self.to_json());
+        PlanDigest(*hasher.finalize().as_bytes())
+    }
+
+    /// The tensors of the model.
+    ///
+    /// # Errors
+    /// [`PlanError::Layer`] if the layers do not fit the data or one another.
+    pub fn manifest(&self) -> Result<Manifest, PlanError> {
+        self.model.manifest(&self.data.shape, self.data.classes)
+    }
+
+    /// What the plan says of `client`, if it names it.
+    #[must_use]
+    pub fn client(&self, client: &ClientId) -> Option<&NamedClient> {
+        self.cohort.clients.iter().find(|named| named.id == *client)
+    }
+
+    /// The weight of a client's contribution.
+    #[must_use]
+    pub fn weight(&self, client: &NamedClient) -> u64 {
+        match self.cohort.weights {
+            WeightRule::Uniform => 1,
+            WeightRule::Declared => client.records,
+        }
+    }
+
+    /// Local steps a round of a client with that many declared records.
+    #[must_use]
+    pub fn steps_per_round(&self, records: u64) -> u32 {
+        let steps = (records * u64::from(self.training.local_epochs))
+            .div_ceil(u64::from(self.training.batch));
+        u32::try_from(steps.max(1)).unwrap_or(u32::MAX)
+    }
+
+    /// The privacy plan of `client`, calibrated from the terms and its declared records; `None`
+    /// where the plan trains without DP.
+    ///
+    /// # Errors
+    /// [`PlanError::Privacy`] if the target cannot be reached.
+    pub fn privacy_plan(&self, client: &NamedClient) -> Result<Option<PrivacyPlan>, PlanError> {
+        let PrivacyTerms::DpSgd { unit, epsilon, delta, clip_norm_l2, metrics } = &self.privacy
+        else {
+            return Ok(None);
+        };
+        let fail = |reason: String| PlanError::Privacy { client: client.id.clone(), reason };
+        let request = PrivacyRequest {
+            unit: *unit,
+            relation: Relation::AddOrRemoveOne,
+            budget: Budget::new(*epsilon, *delta).map_err(|e| fail(e.to_string()))?,
+            records_declared: client.records,
+            batch_expected: self.training.batch,
+            steps_per_round: self.steps_per_round(client.records),
+            rounds: self.rounds,
+            clip_norm_l2: *clip_norm_l2,
+            n_parameters: self.manifest()?.n_parameters() as u64,
+            metrics_rho_per_round: metrics.map_or(0.0, |m| m.accuracy_rho_per_round),
+        };
+        PrivacyPlan::calibrate(&request).map(Some).map_err(|e| fail(e.to_string()))
+    }
+
+    /// Checks every key; the calibration of privacy is left to [`privacy_plan`](Self::privacy_plan).
+    fn validate(&self) -> Result<(), PlanError> {
+        let check = |holds: bool, key: &'static str, reason: &str| {
+            if holds { Ok(()) } else { Err(PlanError::invalid(key, reason.to_owned())) }
+        };
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        let fraction = |value: f64| (0.0..1.0).contains(&value);
+
+        check(crate::ids::is_name(&self.name), "name", "use 1 to 64 of a-z, 0-9 and '-'")?;
+        check(self.purpose.len() <= 2000, "purpose", "use at most 2000 bytes")?;
+        check((1..=ROUNDS_MAX).contains(&self.rounds), "rounds", "use 1 to 100000")?;
+
+        let values = self
+            .data
+            .shape
+            .iter()
+            .try_fold(1usize, |product, side| product.checked_mul(*side))
+            .filter(|n| (1..=EXAMPLE_VALUES_MAX).contains(n));
+        check(
+            matches!(self.data.shape.len(), 1 | 3) && values.is_some(),
+            "data.shape",
+            "use [features] or [channels, height, width], at most 2^26 values",
+        )?;
+        check((2..=1 << 20).contains(&self.data.classes), "data.classes", "use 2 to 1048576")?;
+        check(
+            self.data.normalise.mean.is_finite() && positive(self.data.normalise.std),
+            "data.normalise",
+            "mean must be finite and std positive",
+        )?;
+        self.manifest()?;
+
+        let training = &self.training;
+        check((1..=1 << 24).contains(&training.batch), "training.batch", "use 1 to 2^24")?;
+        check(
+            (1..=1000).contains(&training.local_epochs),
+            "training.local_epochs",
+            "use 1 to 1000",
+        )?;
+        check(
+            (1..=1 << 16).contains(&training.microbatch),
+            "training.microbatch",
+            "use 1 to 65536",
+        )?;
+        let (rate, rest) = match training.optimizer {
+            Optimizer::Sgd { learning_rate, momentum } => (learning_rate, fraction(momentum)),
+            Optimizer::Adam { learning_rate, beta1, beta2, epsilon } => {
+                (learning_rate, fraction(beta1) && fraction(beta2) && positive(epsilon))
+            }
+        };
+        check(positive(rate), "training.optimizer.learning_rate", "use a positive number")?;
+        check(rest, "training.optimizer", "momentum and betas lie in [0, 1), epsilon is positive")?;
+
+        let cohort = &self.cohort;
+        check(
+            (1..=N_CLIENTS_MAX).contains(&cohort.clients.len()),
+            "cohort.clients",
+            "name 1 to 10000 clients",
+        )?;
+        let ids: BTreeSet<_> = cohort.clients.iter().map(|c| &c.id).collect();
+        let countries: BTreeSet<_> = ids.iter().map(|id| id.country()).collect();
+        check(ids.len() == cohort.clients.len(), "cohort.clients", "a client is named twice")?;
+        check(
+            (1..=ids.len()).contains(&(cohort.min_clients as usize)),
+            "cohort.min_clients",
+            "use 1 to the number of named clients",
+        )?;
+        check(
+            (1..=countries.len()).contains(&(cohort.min_countries as usize)),
+            "cohort.min_countries",
+            "use 1 to the number of named countries",
+        )?;
+        let second = Duration::from_secs(1);
+        check(cohort.gathering_deadline >= second, "cohort.gathering_deadline", "use at least 1s")?;
+        check(cohort.round_deadline >= second, "cohort.round_deadline", "use at least 1s")?;
+        check(
+            cohort.clients.iter().all(|c| (1..=1 << 40).contains(&c.records)),
+            "cohort.clients.records",
+            "declare 1 to 2^40 records",
+        )?;
+        let weight_total =
+            cohort.clients.iter().try_fold(0u64, |sum, c| sum.checked_add(self.weight(c)));
+        check(
+            weight_total.is_some_and(|total| total <= WEIGHT_TOTAL_MAX),
+            "cohort.clients.records",
+            "the declared records of all clients together pass 2^32; use weights = \"uniform\"",
+        )?;
+
+        if let PrivacyTerms::DpSgd { epsilon, delta, clip_norm_l2, metrics, .. } = &self.privacy {
+            Budget::new(*epsilon, *delta)
+                .map_err(|e| PlanError::invalid("privacy", e.to_string()))?;
+            check(positive(*clip_norm_l2), "privacy.clip_norm_l2", "use a positive number")?;
+            check(
+                metrics.is_none_or(|m| positive(m.accuracy_rho_per_round)),
+                "privacy.metrics.accuracy_rho_per_round",
+                "use a positive number, or leave privacy.metrics out",
+            )?;
+            check(
+                cohort.clients.iter().all(|c| u64::from(training.batch) <= c.records),
+                "training.batch",
+                "a client declares fewer records than the expected batch: lower the batch",
+            )?;
+        }
+
+        check(
+            positive(self.aggregation.server_learning_rate),
+            "aggregation.server_learning_rate",
+            "use a positive number",
+        )?;
+        check(
+            FixedPoint::new(self.aggregation.fixed_point_bits).is_some(),
+            "aggregation.fixed_point_bits",
+            "use 0 to 30",
+        )
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) const SAMPLE: &str = r#"
+name = "sample"
+purpose = "A test."
+seed = 1
+rounds = 2
+[data]
+shape = [4]
+classes = 3
+normalise = { mean = 0.0, std = 1.0 }
+[[model.layers]]
+type = "linear"
+out = 3
+[training]
+optimizer = { type = "sgd", learning_rate = 0.1 }
+batch = 10
+local_epochs = 1
+microbatch = 8
+[privacy]
+mode = "dp_sgd"
+unit = "record"
+epsilon = 8.0
+delta = 1e-5
+clip_norm_l2 = 1.0
+[cohort]
+min_clients = 2
+min_countries = 2
+gathering_deadline = "1m"
+round_deadline = "2m"
+weights = "declared"
+clients = [{ id = "KR/a", records = 1000 }, { id = "JP/b", records = 500 }, { id = "VN/c", records = 500 }]
+[aggregation]
+strategy = "fedavg"
+server_learning_rate = 1.0
+fixed_point_bits = 22
+"#;
+
+    pub(crate) fn sample() -> Plan {
+        Plan::from_toml(SAMPLE).unwrap()
+    }
+
+    #[test]
+    fn a_plan_keeps_its_digest_through_json() {
+        let plan = sample();
+        let again = Plan::from_json(&plan.to_json()).unwrap();
+        assert_eq!(again, plan);
+        assert_eq!(again.digest(), plan.digest());
+    }
+
+    #[test]
+    fn every_bad_key_is_refused_by_name() {
+        for (from, to, expected) in [
+            ("seed = 1", "seed = 1\nsneed = 2", "sneed"),
+            ("rounds = 2", "rounds = 0", "rounds"),
+            ("rounds = 2", "rounds = 99999999999999999999", "rounds"),
+            ("name = \"sample\"", "name = \"../x\"", "name"),
+            ("shape = [4]", "shape = [4, 4]", "data.shape"),
+            ("classes = 3", "classes = 4", "4 classes"),
+            ("std = 1.0", "std = 0.0", "data.normalise"),
+            ("learning_rate = 0.1", "learning_rate = nan", "learning_rate"),
+            ("mode = \"dp_sgd\"", "mode = \"dp-lite\"", "dp-lite"),
+            ("epsilon = 8.0", "epsilon = -1.0", "privacy"),
+            ("delta = 1e-5", "delta = 1.0", "privacy"),
+            ("clip_norm_l2 = 1.0", "clip_norm_l2 = inf", "privacy.clip_norm_l2"),
+            ("unit = \"record\"", "unit = \"family\"", "family"),
+            ("min_clients = 2", "min_clients = 4", "cohort.min_clients"),
+            ("min_countries = 2", "min_countries = 4", "cohort.min_countries"),
+            ("\"2m\"", "\"2 lightyears\"", "round_deadline"),
+            ("JP/b", "KR/a", "named twice"),
+            ("records = 500", "records = 5", "training.batch"),
+            ("fixed_point_bits = 22", "fixed_point_bits = 31", "fixed_point_bits"),
+            ("strategy = \"fedavg\"", "strategy = \"fedmagic\"", "fedmagic"),
+        ] {
+            assert!(SAMPLE.contains(from), "{from}");
+            let error = Plan::from_toml(&SAMPLE.replacen(from, to, 1)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{from} -> {to}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_impossible_privacy_target_names_the_client() {
+        let mut plan = sample();
+        plan.privacy = PrivacyTerms::DpSgd {
+            unit: PrivacyUnit::Record,
+            epsilon: 0.01,
+            delta: 1e-5,
+            clip_norm_l2: 1.0,
+            metrics: Some(DpMetrics { accuracy_rho_per_round: 10.0 }),
+        };
+        let error = plan.privacy_plan(&plan.cohort.clients[1]).unwrap_err().to_string();
+        assert!(error.contains("JP/b"), "{error}");
+    }
+}

@@ -1,0 +1,144 @@
+//! What a run looks like from outside: for `run show`, `run list`, dashboards and reports.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ClientId, ModelDigest, PlanDigest, RunId, Time, UpdateDigest};
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunStatus {
+    /// Waiting for the named clients to agree to the plan.
+    Gathering,
+    /// A round is open.
+    Training,
+    /// A round's updates are being summed.
+    Aggregating,
+    /// All rounds are done.
+    Finished,
+    /// Ended early; the reason is in the report.
+    Aborted,
+}
+
+impl RunStatus {
+    /// Whether nothing more will happen.
+    #[must_use]
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Finished | Self::Aborted)
+    }
+
+    /// The status as one word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gathering => "gathering",
+            Self::Training => "training",
+            Self::Aggregating => "aggregating",
+            Self::Finished => "finished",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
+/// Whether a named client takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientStanding {
+    /// Has not checked in.
+    Absent,
+    /// Agreed to the plan.
+    Present,
+    /// Declined the plan; the note says why.
+    Declined,
+}
+
+impl ClientStanding {
+    /// The standing as one word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Present => "present",
+            Self::Declined => "declined",
+        }
+    }
+}
+
+/// One named client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientReport {
+    /// Who.
+    pub client: ClientId,
+    /// Whether it takes part.
+    pub standing: ClientStanding,
+    /// Why it declined.
+    pub note: Option<String>,
+}
+
+/// One accepted contribution.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContributionReport {
+    /// Who.
+    pub client: ClientId,
+    /// Weight in the mean, public by plan.
+    pub weight: u64,
+    /// Bytes of the update on the wire, without framing.
+    pub bytes: u64,
+    /// Digest of the update.
+    pub update: UpdateDigest,
+    /// Released (noisy) number of the client's own records that the round's starting model
+    /// classifies correctly; local DP, paid from the client's budget.
+    pub n_correct: Option<i64>,
+    /// When it was accepted.
+    pub at: Time,
+}
+
+/// One round.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundReport {
+    /// Counted from 1.
+    pub round: u32,
+    /// When its clients were invited.
+    pub opened: Time,
+    /// When its model was published.
+    pub closed: Option<Time>,
+    /// Model from which the round started.
+    pub base: ModelDigest,
+    /// Model that the round produced.
+    pub model: Option<ModelDigest>,
+    /// Who was invited.
+    pub cohort: Vec<ClientId>,
+    /// Who contributed what.
+    pub contributions: Vec<ContributionReport>,
+    /// Who was invited and is not in the sum, and why.
+    pub missing: Vec<(ClientId, String)>,
+}
+
+/// A whole run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunReport {
+    /// Which run.
+    pub run: RunId,
+    /// The plan's name.
+    pub name: String,
+    /// Digest of the plan.
+    pub plan: PlanDigest,
+    /// Where it stands.
+    pub status: RunStatus,
+    /// Why it was aborted.
+    pub reason: Option<String>,
+    /// Open round, or the last one; 0 while gathering.
+    pub round: u32,
+    /// Rounds in the plan.
+    pub rounds: u32,
+    /// When it was launched.
+    pub started: Time,
+    /// When it ended.
+    pub ended: Option<Time>,
+    /// Latest model.
+    pub model: ModelDigest,
+    /// The named clients.
+    pub clients: Vec<ClientReport>,
+    /// The rounds so far, oldest first.
+    pub history: Vec<RoundReport>,
+}

@@ -1,0 +1,655 @@
+//! The coordinator's machine: one run, from gathering its clients to its last model.
+//!
+//! ```text
+//!              all named clients answered, or deadline with quorum
+//!  Gathering ───────────────────────────────────────────────────► Training(1)
+//!      │                                                            │  ▲
+//!      │ deadline without quorum                  all answered, or  │  │ Aggregated,
+//!      │                                       deadline with quorum │  │ rounds remain
+//!      ▼                                                            ▼  │
+//!   Aborted ◄──── abort, or deadline without quorum ────────── Aggregating ──► Finished
+//! ```
+//!
+//! * **Gathering** publishes the plan; a client checks in or declines.
+//! * **Training** has a cohort, each member of which contributes, withdraws, or is late.
+//! * **Aggregating** waits for the driver to fold the contributions into the next model.
+//!
+//! Rules that hold everywhere: a [`Rejection`] leaves the state unchanged (all checks come
+//! first); [`Effect::Record`] comes first and must be durable before any later effect of that
+//! step is performed; recovery is [`Run::replay`], the same [`Run::step`] folded over the
+//! recorded events; at most one accepted contribution per client and round.
+//!
+//! Deliberately not here: what a client trains, how a delta is stored, who may order what.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ClientId, ClientReport, ClientStanding, Contribution, ContributionReport, Country, ModelDigest,
+    Plan, PlanDigest, Rejection, RoundReport, RunId, RunReport, RunStatus, Time, UpdateDigest,
+};
+
+/// Longest reason that a client or an operator may give, in bytes; longer ones are cut.
+const REASON_BYTES_MAX: usize = 500;
+
+/// What happened outside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A client agrees to the plan.
+    CheckedIn {
+        /// Who.
+        client: ClientId,
+        /// To which plan.
+        plan: PlanDigest,
+    },
+    /// A client declines the plan.
+    Declined {
+        /// Who.
+        client: ClientId,
+        /// Why, for the operator.
+        reason: String,
+    },
+    /// A client's whole update lies in the blob store.
+    Submitted {
+        /// Who.
+        client: ClientId,
+        /// What it claims.
+        contribution: Contribution,
+    },
+    /// A client cannot train this round.
+    Withdrew {
+        /// Who.
+        client: ClientId,
+        /// Which round.
+        round: u32,
+        /// Why, for the operator.
+        reason: String,
+    },
+    /// The driver folded the round's contributions into this model.
+    Aggregated {
+        /// Which round.
+        round: u32,
+        /// The new model.
+        model: ModelDigest,
+    },
+    /// The operator orders something.
+    Ordered {
+        /// What.
+        command: Command,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// What an operator can order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Command {
+    /// End the run now.
+    Abort {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What the driver must do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Make the event of this step durable before anything that follows.
+    Record,
+    /// Ask the cohort to train from `model`.
+    Invite {
+        /// Which round.
+        round: u32,
+        /// Whom.
+        cohort: Vec<ClientId>,
+        /// From which model.
+        model: ModelDigest,
+        /// When the round closes.
+        closes: Time,
+    },
+    /// Fold these updates, each with its weight, into `base`, and answer with
+    /// [`Event::Aggregated`].
+    Aggregate {
+        /// Which round.
+        round: u32,
+        /// From which model.
+        base: ModelDigest,
+        /// Blobs and integer weights.
+        updates: Vec<(UpdateDigest, u64)>,
+    },
+    /// Tell everybody how the run ended.
+    Finish(Outcome),
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All rounds are done; the last model.
+    Finished(ModelDigest),
+    /// Ended early, and why.
+    Aborted(String),
+}
+
+/// How far a member of the cohort is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Progress {
+    Invited,
+    Contributed(ContributionReport),
+    Withdrew(String),
+}
+
+/// Each phase holds only what it needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Phase {
+    Gathering { closes: Time },
+    Training { cohort: BTreeMap<ClientId, Progress>, closes: Time },
+    Aggregating,
+    Ended { outcome: Outcome, at: Time },
+}
+
+/// One run.  See the module's documentation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Run {
+    id: RunId,
+    plan: Plan,
+    plan_digest: PlanDigest,
+    n_parameters: u64,
+    started: Time,
+    phase: Phase,
+    /// The model that the open round starts from, or the last one.
+    model: ModelDigest,
+    present: BTreeSet<ClientId>,
+    declined: BTreeMap<ClientId, String>,
+    /// Round `i` lies at `i - 1`; the last one may be open.
+    history: Vec<RoundReport>,
+}
+
+impl Run {
+    /// A run that gathers its clients from `started` on.
+    ///
+    /// # Panics
+    /// If `plan` was not validated: [`Plan`] can be read only through its validation.
+    #[must_use]
+    pub fn new(id: RunId, plan: Plan, start: ModelDigest, started: Time) -> Self {
+        let n_parameters = plan.manifest().expect("the plan was validated").n_parameters() as u64;
+        let closes = started.after(plan.cohort.gathering_deadline);
+        Self {
+            id,
+            plan_digest: plan.digest(),
+            plan,
+            n_parameters,
+            started,
+            phase: Phase::Gathering { closes },
+            model: start,
+            present: BTreeSet::new(),
+            declined: BTreeMap::new(),
+            history: Vec::new(),
+        }
+    }
+
+    /// The run after the recorded events, oldest first: the same [`step`](Self::step), folded.
+    ///
+    /// # Errors
+    /// The first rejection, which a genuine journal never holds.
+    pub fn replay(
+        mut self,
+        events: impl IntoIterator<Item = (Time, Event)>,
+    ) -> Result<Self, Rejection> {
+        for (now, event) in events {
+            self.step(event, now)?;
+        }
+        Ok(self)
+    }
+
+    /// When the driver owes the run a [`Event::Tick`]; `None` if it waits for no time.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Time> {
+        match &self.phase {
+            Phase::Gathering { closes } | Phase::Training { closes, .. } => Some(*closes),
+            Phase::Aggregating | Phase::Ended { .. } => None,
+        }
+    }
+
+    /// Takes `event`, which happened at `now`, and says what to do.
+    ///
+    /// No effects mean that nothing changed: the event was a repetition, or a tick before its
+    /// time, and need not be recorded.
+    ///
+    /// # Errors
+    /// [`Rejection`]; the state is then unchanged.
+    pub fn step(&mut self, event: Event, now: Time) -> Result<Vec<Effect>, Rejection> {
+        if let Phase::Ended { outcome, .. } = &self.phase {
+            return match (event, outcome) {
+                (Event::Tick, _) => Ok(Vec::new()),
+                (Event::CheckedIn { client, .. }, _) if self.plan.client(&client).is_none() => {
+                    Err(Rejection::NotInPlan(client))
+                }
+                (_, Outcome::Finished(_)) => Err(Rejection::Ended("finished".to_owned())),
+                (_, Outcome::Aborted(reason)) => Err(Rejection::Ended(reason.clone())),
+            };
+        }
+        match event {
+            Event::CheckedIn { client, plan } => self.check_in(client, plan, now),
+            Event::Declined { client, reason } => self.decline(client, reason, now),
+            Event::Submitted { client, contribution } => self.submit(client, contribution, now),
+            Event::Withdrew { client, round, reason } => self.withdraw(client, round, reason, now),
+            Event::Aggregated { round, model } => self.aggregated(round, model, now),
+            Event::Ordered { command: Command::Abort { reason } } => {
+                Ok(self.end(Outcome::Aborted(cut(reason)), now))
+            }
+            Event::Tick => Ok(self.tick(now)),
+        }
+    }
+
+    fn check_in(
+        &mut self,
+        client: ClientId,
+        plan: PlanDigest,
+        now: Time,
+    ) -> Result<Vec<Effect>, Rejection> {
+        self.named(&client)?;
+        self.same_plan(plan)?;
+        if self.present.contains(&client) {
+            return Ok(Vec::new());
+        }
+        self.declined.remove(&client);
+        self.present.insert(client);
+        Ok(self.gathered(now, false))
+    }
+
+    fn decline(
+        &mut self,
+        client: ClientId,
+        reason: String,
+        now: Time,
+    ) -> Result<Vec<Effect>, Rejection> {
+        self.named(&client)?;
+        let reason = cut(reason);
+        if self.declined.get(&client) == Some(&reason) {
+            return Ok(Vec::new());
+        }
+        self.present.remove(&client);
+        self.declined.insert(client.clone(), reason.clone());
+        if let Phase::Training { cohort, .. } = &mut self.phase
+            && let Some(progress @ Progress::Invited) = cohort.get_mut(&client)
+        {
+            *progress = Progress::Withdrew(reason);
+            return Ok(self.answered(now, false));
+        }
+        Ok(self.gathered(now, false))
+    }
+
+    fn submit(
+        &mut self,
+        client: ClientId,
+        contribution: Contribution,
+        now: Time,
+    ) -> Result<Vec<Effect>, Rejection> {
+        self.named(&client)?;
+        self.same_plan(contribution.plan)?;
+        // The same update again, after a lost reply, is a success, even when its round is over.
+        let earlier = contribution.round.checked_sub(1).and_then(|i| self.history.get(i as usize));
+        if earlier.is_some_and(|round| {
+            round
+                .contributions
+                .iter()
+                .any(|c| c.client == client && c.update == contribution.update)
+        }) {
+            return Ok(Vec::new());
+        }
+        let open = self.history.len() as u32;
+        let Phase::Training { cohort, .. } = &mut self.phase else {
+            return Err(Rejection::RoundNotOpen { got: contribution.round, open });
+        };
+        if contribution.round != open {
+            return Err(Rejection::RoundNotOpen { got: contribution.round, open });
+        }
+        let progress = cohort
+            .get_mut(&client)
+            .ok_or_else(|| Rejection::NotInvited { client: client.clone(), round: open })?;
+        if contribution.base != self.model {
+            return Err(Rejection::OtherBase { expected: self.model, got: contribution.base });
+        }
+        if contribution.n_parameters != self.n_parameters {
+            return Err(Rejection::WrongSize {
+                expected: self.n_parameters,
+                got: contribution.n_parameters,
+            });
+        }
+        if let Progress::Contributed(first) = progress {
+            if first.update == contribution.update {
+                return Ok(Vec::new());
+            }
+            return Err(Rejection::AlreadyContributed(client));
+        }
+        let named = self.plan.client(&client).expect("checked by `named`");
+        *progress = Progress::Contributed(ContributionReport {
+            weight: self.plan.weight(named),
+            bytes: contribution.delta_bytes(),
+            update: contribution.update,
+            n_correct: contribution.n_correct,
+            at: now,
+            client,
+        });
+        Ok(self.answered(now, false))
+    }
+
+    fn withdraw(
+        &mut self,
+        client: ClientId,
+        round: u32,
+        reason: String,
+        now: Time,
+    ) -> Result<Vec<Effect>, Rejection> {
+        self.named(&client)?;
+        let open = self.history.len() as u32;
+        let Phase::Training { cohort, .. } = &mut self.phase else {
+            return Err(Rejection::RoundNotOpen { got: round, open });
+        };
+        if round != open {
+            return Err(Rejection::RoundNotOpen { got: round, open });
+        }
+        let reason = cut(reason);
+        match cohort.get_mut(&client) {
+            None => Err(Rejection::NotInvited { client, round }),
+            Some(Progress::Contributed(_)) => Err(Rejection::AlreadyContributed(client)),
+            Some(Progress::Withdrew(_)) => Ok(Vec::new()),
+            Some(progress) => {
+                *progress = Progress::Withdrew(reason);
+                Ok(self.answered(now, false))
+            }
+        }
+    }
+
+    fn aggregated(
+        &mut self,
+        round: u32,
+        model: ModelDigest,
+        now: Time,
+    ) -> Result<Vec<Effect>, Rejection> {
+        if self.phase != Phase::Aggregating || round as usize != self.history.len() {
+            return Err(Rejection::OutOfPlace("no such round waits for its model"));
+        }
+        self.model = model;
+        let record = self.history.last_mut().expect("a round is being aggregated");
+        record.model = Some(model);
+        record.closed = Some(now);
+        if round == self.plan.rounds {
+            return Ok(self.end(Outcome::Finished(model), now));
+        }
+        let mut effects = vec![Effect::Record];
+        effects.extend(self.open_round(now));
+        Ok(effects)
+    }
+
+    fn tick(&mut self, now: Time) -> Vec<Effect> {
+        match &self.phase {
+            Phase::Gathering { closes } if now >= *closes => self.gathered(now, true),
+            Phase::Training { closes, .. } if now >= *closes => self.answered(now, true),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Opens the first round when everybody has answered or, at the deadline, with a quorum.
+    fn gathered(&mut self, now: Time, at_deadline: bool) -> Vec<Effect> {
+        let mut effects = vec![Effect::Record];
+        if !matches!(self.phase, Phase::Gathering { .. }) {
+            return effects;
+        }
+        let everybody = self.present.len() + self.declined.len() == self.plan.cohort.clients.len();
+        if !everybody && !at_deadline {
+            return effects;
+        }
+        match self.lacking(self.present.iter()) {
+            None => effects.extend(self.open_round(now)),
+            Some(lacking) => {
+                effects =
+                    self.end(Outcome::Aborted(format!("too few clients agreed: {lacking}")), now);
+            }
+        }
+        effects
+    }
+
+    /// Closes the round when all of the cohort have answered or, at the deadline, with a quorum.
+    fn answered(&mut self, now: Time, at_deadline: bool) -> Vec<Effect> {
+        let mut effects = vec![Effect::Record];
+        let Phase::Training { cohort, .. } = &self.phase else {
+            return effects;
+        };
+        if !at_deadline && cohort.values().any(|p| *p == Progress::Invited) {
+            return effects;
+        }
+        let mut contributions = Vec::new();
+        let mut missing = Vec::new();
+        for (client, progress) in cohort {
+            match progress {
+                Progress::Contributed(contribution) => contributions.push(contribution.clone()),
+                Progress::Withdrew(reason) => missing.push((client.clone(), reason.clone())),
+                Progress::Invited => {
+                    missing
+                        .push((client.clone(), "late: nothing arrived by the deadline".to_owned()));
+                }
+            }
+        }
+        let lacking = self.lacking(contributions.iter().map(|c| &c.client));
+        let updates = contributions.iter().map(|c| (c.update, c.weight)).collect();
+        let record = self.history.last_mut().expect("a round is open");
+        record.contributions = contributions;
+        record.missing = missing;
+        let round = record.round;
+        if let Some(lacking) = lacking {
+            let why = format!("round {round} closed without a quorum: {lacking}");
+            return self.end(Outcome::Aborted(why), now);
+        }
+        self.phase = Phase::Aggregating;
+        effects.push(Effect::Aggregate { round, base: self.model, updates });
+        effects
+    }
+
+    /// Opens the next round with everybody who is present.
+    fn open_round(&mut self, now: Time) -> Vec<Effect> {
+        if let Some(lacking) = self.lacking(self.present.iter()) {
+            return self
+                .end(Outcome::Aborted(format!("too few clients are left: {lacking}")), now)
+                .split_off(1);
+        }
+        let round = self.history.len() as u32 + 1;
+        let cohort: Vec<ClientId> = self.present.iter().cloned().collect();
+        let closes = now.after(self.plan.cohort.round_deadline);
+        self.history.push(RoundReport {
+            round,
+            opened: now,
+            closed: None,
+            base: self.model,
+            model: None,
+            cohort: cohort.clone(),
+            contributions: Vec::new(),
+            missing: Vec::new(),
+        });
+        self.phase = Phase::Training {
+            cohort: cohort.iter().map(|c| (c.clone(), Progress::Invited)).collect(),
+            closes,
+        };
+        vec![Effect::Invite { round, cohort, model: self.model, closes }]
+    }
+
+    fn end(&mut self, outcome: Outcome, now: Time) -> Vec<Effect> {
+        self.phase = Phase::Ended { outcome: outcome.clone(), at: now };
+        vec![Effect::Record, Effect::Finish(outcome)]
+    }
+
+    /// What `clients` lack for a quorum, in words; `None` if they are enough.
+    fn lacking<'a>(&self, clients: impl Iterator<Item = &'a ClientId>) -> Option<String> {
+        let clients: BTreeSet<&ClientId> = clients.collect();
+        let countries: BTreeSet<Country> = clients.iter().map(|c| c.country()).collect();
+        let (min_clients, min_countries) =
+            (self.plan.cohort.min_clients as usize, self.plan.cohort.min_countries as usize);
+        if clients.len() >= min_clients && countries.len() >= min_countries {
+            return None;
+        }
+        let absent: Vec<String> = self
+            .plan
+            .cohort
+            .clients
+            .iter()
+            .filter(|named| !clients.contains(&named.id))
+            .map(|named| match self.declined.get(&named.id) {
+                Some(reason) => format!("{} (declined: {reason})", named.id),
+                None => named.id.to_string(),
+            })
+            .collect();
+        Some(format!(
+            "{} of at least {min_clients} clients, {} of at least {min_countries} countries; without {}",
+            clients.len(),
+            countries.len(),
+            absent.join(", ")
+        ))
+    }
+
+    fn named(&self, client: &ClientId) -> Result<(), Rejection> {
+        self.plan.client(client).map(|_| ()).ok_or_else(|| Rejection::NotInPlan(client.clone()))
+    }
+
+    fn same_plan(&self, got: PlanDigest) -> Result<(), Rejection> {
+        let expected = self.plan_digest;
+        if got == expected { Ok(()) } else { Err(Rejection::OtherPlan { expected, got }) }
+    }
+
+    /// Which run this is.
+    #[must_use]
+    pub fn id(&self) -> &RunId {
+        &self.id
+    }
+
+    /// The plan.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The plan's digest.
+    #[must_use]
+    pub fn plan_digest(&self) -> PlanDigest {
+        self.plan_digest
+    }
+
+    /// The latest model.
+    #[must_use]
+    pub fn model(&self) -> ModelDigest {
+        self.model
+    }
+
+    /// How the run ended, if it did.
+    #[must_use]
+    pub fn outcome(&self) -> Option<&Outcome> {
+        match &self.phase {
+            Phase::Ended { outcome, .. } => Some(outcome),
+            _ => None,
+        }
+    }
+
+    /// Whether `client` has agreed to the plan.
+    #[must_use]
+    pub fn is_present(&self, client: &ClientId) -> bool {
+        self.present.contains(client)
+    }
+
+    /// The effect that the driver must perform again after a restart: the last one whose answer
+    /// has not come.
+    #[must_use]
+    pub fn pending(&self) -> Option<Effect> {
+        let record = self.history.last();
+        match (&self.phase, record) {
+            (Phase::Training { cohort, closes }, Some(record)) => Some(Effect::Invite {
+                round: record.round,
+                cohort: cohort
+                    .iter()
+                    .filter(|(_, progress)| **progress == Progress::Invited)
+                    .map(|(client, _)| client.clone())
+                    .collect(),
+                model: self.model,
+                closes: *closes,
+            }),
+            (Phase::Aggregating, Some(record)) => Some(Effect::Aggregate {
+                round: record.round,
+                base: self.model,
+                updates: record.contributions.iter().map(|c| (c.update, c.weight)).collect(),
+            }),
+            _ => None,
+        }
+    }
+
+    /// What the run looks like from outside.
+    #[must_use]
+    pub fn report(&self) -> RunReport {
+        let (status, reason, ended) = match &self.phase {
+            Phase::Gathering { .. } => (RunStatus::Gathering, None, None),
+            Phase::Training { .. } => (RunStatus::Training, None, None),
+            Phase::Aggregating => (RunStatus::Aggregating, None, None),
+            Phase::Ended { outcome: Outcome::Finished(_), at } => {
+                (RunStatus::Finished, None, Some(*at))
+            }
+            Phase::Ended { outcome: Outcome::Aborted(reason), at } => {
+                (RunStatus::Aborted, Some(reason.clone()), Some(*at))
+            }
+        };
+        let mut history = self.history.clone();
+        if let (Phase::Training { cohort, .. }, Some(open)) = (&self.phase, history.last_mut()) {
+            for (client, progress) in cohort {
+                match progress {
+                    Progress::Contributed(c) => open.contributions.push(c.clone()),
+                    Progress::Withdrew(why) => open.missing.push((client.clone(), why.clone())),
+                    Progress::Invited => {}
+                }
+            }
+        }
+        RunReport {
+            run: self.id.clone(),
+            name: self.plan.name.clone(),
+            plan: self.plan_digest,
+            status,
+            reason,
+            round: self.history.len() as u32,
+            rounds: self.plan.rounds,
+            started: self.started,
+            ended,
+            model: self.model,
+            clients: self
+                .plan
+                .cohort
+                .clients
+                .iter()
+                .map(|named| ClientReport {
+                    client: named.id.clone(),
+                    standing: if self.present.contains(&named.id) {
+                        ClientStanding::Present
+                    } else if self.declined.contains_key(&named.id) {
+                        ClientStanding::Declined
+                    } else {
+                        ClientStanding::Absent
+                    },
+                    note: self.declined.get(&named.id).cloned(),
+                })
+                .collect(),
+            history,
+        }
+    }
+}
+
+/// At most [`REASON_BYTES_MAX`] bytes of `reason`, control characters replaced.
+fn cut(reason: String) -> String {
+    let mut text = String::new();
+    for c in reason.chars().map(|c| if c.is_control() { ' ' } else { c }) {
+        if text.len() + c.len_utf8() > REASON_BYTES_MAX {
+            break;
+        }
+        text.push(c);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

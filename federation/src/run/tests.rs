@@ -1,0 +1,277 @@
+//! Event lists in, effects out.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::plan::tests::sample;
+
+const START: ModelDigest = ModelDigest([0; 32]);
+
+fn client(name: &str) -> ClientId {
+    match name {
+        "a" => "KR/a",
+        "b" => "JP/b",
+        "c" => "VN/c",
+        other => other,
+    }
+    .parse()
+    .unwrap()
+}
+
+fn run() -> Run {
+    Run::new("sample-1".parse().unwrap(), sample(), START, Time(0))
+}
+
+fn check_in(name: &str) -> Event {
+    Event::CheckedIn { client: client(name), plan: sample().digest() }
+}
+
+fn contribution(round: u32, base: ModelDigest, mark: u8) -> Contribution {
+    Contribution {
+        round,
+        plan: sample().digest(),
+        base,
+        update: UpdateDigest([mark; 32]),
+        n_parameters: 15,
+        n_correct: None,
+    }
+}
+
+fn submit(name: &str, round: u32, base: ModelDigest, mark: u8) -> Event {
+    Event::Submitted { client: client(name), contribution: contribution(round, base, mark) }
+}
+
+/// Steps through `events`, one millisecond apart, and returns the last step's result.
+fn play(run: &mut Run, events: impl IntoIterator<Item = Event>) -> Result<Vec<Effect>, Rejection> {
+    let mut last = Ok(Vec::new());
+    for (i, event) in events.into_iter().enumerate() {
+        last = run.step(event, Time(i as u64 + 1));
+    }
+    last
+}
+
+fn in_round_one() -> Run {
+    let mut run = run();
+    play(&mut run, ["a", "b", "c"].map(check_in)).unwrap();
+    run
+}
+
+#[test]
+fn a_run_goes_through_its_rounds_to_the_end() {
+    let mut run = run();
+    let effects = play(&mut run, ["a", "b", "c"].map(check_in)).unwrap();
+    assert_eq!(effects[0], Effect::Record);
+    assert!(matches!(&effects[1], Effect::Invite { round: 1, cohort, .. } if cohort.len() == 3));
+    let effects = play(
+        &mut run,
+        [submit("a", 1, START, 1), submit("b", 1, START, 2), submit("c", 1, START, 3)],
+    )
+    .unwrap();
+    let Effect::Aggregate { round: 1, base: START, updates } = &effects[1] else {
+        panic!("{effects:?}")
+    };
+    // Clients are in the order of their ids (JP, KR, VN), weights as declared.
+    assert_eq!(
+        updates.iter().map(|u| (u.0.0[0], u.1)).collect::<Vec<_>>(),
+        [(2, 500), (1, 1000), (3, 500)]
+    );
+    let second = ModelDigest([9; 32]);
+    let effects = play(&mut run, [Event::Aggregated { round: 1, model: second }]).unwrap();
+    assert!(matches!(effects[1], Effect::Invite { round: 2, model, .. } if model == second));
+    let last = ModelDigest([8; 32]);
+    let effects = play(
+        &mut run,
+        [
+            submit("a", 2, second, 4),
+            submit("b", 2, second, 5),
+            submit("c", 2, second, 6),
+            Event::Aggregated { round: 2, model: last },
+        ],
+    )
+    .unwrap();
+    assert_eq!(effects, [Effect::Record, Effect::Finish(Outcome::Finished(last))]);
+    assert_eq!(run.report().status, RunStatus::Finished);
+    assert_eq!(run.deadline(), None);
+}
+
+#[test]
+fn updates_that_do_not_belong_are_rejected_and_change_nothing() {
+    let other = ModelDigest([7; 32]);
+    let mut wrong_size = contribution(1, START, 1);
+    wrong_size.n_parameters = 16;
+    let mut wrong_plan = contribution(1, START, 1);
+    wrong_plan.plan = PlanDigest([0; 32]);
+    for (event, expected) in [
+        (submit("a", 0, START, 1), "round 0 is not open"),
+        (submit("a", 2, START, 1), "round 2 is not open"),
+        (submit("a", 1, other, 1), "starts from model"),
+        (submit("KR/zz", 1, START, 1), "not named"),
+        (Event::Submitted { client: client("a"), contribution: wrong_size }, "16 parameters"),
+        (Event::Submitted { client: client("a"), contribution: wrong_plan }, "plan's digest"),
+        (Event::Aggregated { round: 1, model: other }, "no such round"),
+    ] {
+        let mut run = in_round_one();
+        let before = run.clone();
+        let error = run.step(event, Time(50)).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(run, before);
+    }
+}
+
+#[test]
+fn the_same_update_again_is_a_success_and_a_different_one_is_rejected() {
+    let mut run = in_round_one();
+    run.step(submit("a", 1, START, 1), Time(5)).unwrap();
+    assert_eq!(run.step(submit("a", 1, START, 1), Time(6)), Ok(vec![]));
+    let error = run.step(submit("a", 1, START, 2), Time(7)).unwrap_err();
+    assert_eq!(error, Rejection::AlreadyContributed(client("a")));
+    // A reply that was lost while the round closed.
+    play(&mut run, [submit("b", 1, START, 2), submit("c", 1, START, 3)]).unwrap();
+    play(&mut run, [Event::Aggregated { round: 1, model: ModelDigest([9; 32]) }]).unwrap();
+    assert_eq!(run.step(submit("a", 1, START, 1), Time(20)), Ok(vec![]));
+}
+
+#[test]
+fn late_update_is_rejected() {
+    let mut run = in_round_one();
+    play(&mut run, [submit("a", 1, START, 1), submit("b", 1, START, 2)]).unwrap();
+    let effects = run.step(Event::Tick, run.deadline().unwrap()).unwrap();
+    assert!(matches!(&effects[1], Effect::Aggregate { updates, .. } if updates.len() == 2));
+    let error = run.step(submit("c", 1, START, 3), Time(500_000)).unwrap_err();
+    assert_eq!(error, Rejection::RoundNotOpen { got: 1, open: 1 });
+    let missing = &run.report().history[0].missing;
+    assert_eq!(missing[0].0, client("c"));
+    assert!(missing[0].1.contains("late"));
+}
+
+#[test]
+fn a_round_without_quorum_aborts_and_names_who_is_missing() {
+    let mut run = in_round_one();
+    run.step(submit("a", 1, START, 1), Time(5)).unwrap();
+    let effects = run.step(Event::Tick, run.deadline().unwrap()).unwrap();
+    let Effect::Finish(Outcome::Aborted(reason)) = &effects[1] else { panic!("{effects:?}") };
+    assert!(reason.contains("1 of at least 2 clients") && reason.contains("VN/c"), "{reason}");
+    assert_eq!(run.report().history[0].contributions.len(), 1);
+}
+
+#[test]
+fn a_tick_before_the_deadline_does_nothing() {
+    let mut run = in_round_one();
+    let before = run.clone();
+    assert_eq!(run.step(Event::Tick, Time(10)), Ok(vec![]));
+    assert_eq!(run, before);
+}
+
+#[test]
+fn gathering_starts_with_a_quorum_at_the_deadline_and_a_late_client_joins_the_next_round() {
+    let mut run = run();
+    play(&mut run, ["a", "b"].map(check_in)).unwrap();
+    let effects = run.step(Event::Tick, Time(60_000)).unwrap();
+    assert!(matches!(&effects[1], Effect::Invite { cohort, .. } if cohort.len() == 2));
+    assert_eq!(run.step(check_in("c"), Time(60_001)), Ok(vec![Effect::Record]));
+    let error = run.step(submit("c", 1, START, 3), Time(60_002)).unwrap_err();
+    assert!(matches!(error, Rejection::NotInvited { .. }));
+    play(&mut run, [submit("a", 1, START, 1), submit("b", 1, START, 2)]).unwrap();
+    let effects = play(&mut run, [Event::Aggregated { round: 1, model: ModelDigest([9; 32]) }]);
+    assert!(matches!(&effects.unwrap()[1], Effect::Invite { cohort, .. } if cohort.len() == 3));
+}
+
+#[test]
+fn gathering_without_quorum_aborts_with_the_reasons_of_those_who_declined() {
+    let mut run = run();
+    let decline = |name| Event::Declined { client: client(name), reason: "over budget\n".into() };
+    let effects = play(&mut run, [check_in("a"), decline("b"), decline("c")]).unwrap();
+    let Effect::Finish(Outcome::Aborted(reason)) = &effects[1] else { panic!("{effects:?}") };
+    assert!(reason.contains("JP/b (declined: over budget )"), "{reason}");
+    let error = run.step(check_in("b"), Time(9)).unwrap_err();
+    assert!(matches!(error, Rejection::Ended(_)));
+}
+
+#[test]
+fn a_client_that_withdraws_is_recorded_with_its_reason() {
+    let mut run = in_round_one();
+    let withdraw =
+        Event::Withdrew { client: client("b"), round: 1, reason: "budget spent".to_owned() };
+    let effects =
+        play(&mut run, [withdraw, submit("a", 1, START, 1), submit("c", 1, START, 3)]).unwrap();
+    assert!(matches!(&effects[1], Effect::Aggregate { updates, .. } if updates.len() == 2));
+    assert_eq!(run.report().history[0].missing, [(client("b"), "budget spent".to_owned())]);
+}
+
+#[test]
+fn abort_ends_a_run_from_any_phase() {
+    let abort = || Event::Ordered { command: Command::Abort { reason: "enough".into() } };
+    for mut run in [run(), in_round_one()] {
+        let effects = run.step(abort(), Time(99)).unwrap();
+        assert_eq!(effects[1], Effect::Finish(Outcome::Aborted("enough".into())));
+        assert!(run.step(abort(), Time(100)).is_err());
+    }
+}
+
+/// Any event, most of them out of place.
+fn any_event() -> impl Strategy<Value = Event> {
+    let who = || prop::sample::select(vec!["a", "b", "c", "KR/zz"]);
+    let base = || prop::sample::select(vec![START, ModelDigest([1; 32]), ModelDigest([2; 32])]);
+    prop_oneof![
+        3 => who().prop_map(check_in),
+        1 => who().prop_map(|w| Event::Declined { client: client(w), reason: "no".into() }),
+        8 => (who(), 0u32..4, base(), 0u8..3).prop_map(|(w, r, b, m)| submit(w, r, b, m)),
+        1 => (who(), 0u32..4).prop_map(|(w, round)| Event::Withdrew {
+            client: client(w), round, reason: "cannot".into() }),
+        4 => (0u32..4).prop_map(|round| Event::Aggregated {
+            round, model: ModelDigest([round as u8; 32]) }),
+        1 => Just(Event::Tick),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_events_keep_the_rules(events in prop::collection::vec((any_event(), 0u64..40_000), 0..80)) {
+        let mut run = run();
+        let mut now = Time(0);
+        let mut recorded = Vec::new();
+        for (event, wait) in events {
+            now = Time(now.0 + wait);
+            let before = run.clone();
+            match run.step(event.clone(), now) {
+                Err(_) => prop_assert_eq!(&run, &before),
+                Ok(effects) if effects.is_empty() => prop_assert_eq!(&run, &before),
+                Ok(effects) => {
+                    prop_assert_eq!(&effects[0], &Effect::Record);
+                    recorded.push((now, event));
+                }
+            }
+            prop_assert!(run.history.len() >= before.history.len());
+            prop_assert!(run.history.len() <= run.plan.rounds as usize);
+            for round in &run.report().history {
+                let who: BTreeSet<_> = round.contributions.iter().map(|c| &c.client).collect();
+                prop_assert_eq!(who.len(), round.contributions.len());
+                prop_assert!(who.iter().all(|c| round.cohort.contains(c)));
+            }
+            let aggregating = matches!(run.pending(), Some(Effect::Aggregate { .. }));
+            let alive = run.deadline().is_some() || run.outcome().is_some() || aggregating;
+            prop_assert!(alive, "nothing will ever happen again");
+        }
+        let replayed = super::tests::run().replay(recorded).unwrap();
+        prop_assert_eq!(replayed, run);
+    }
+
+    #[test]
+    fn every_run_ends_if_time_passes(n_present in 0usize..=3, n_submit in 0usize..=3) {
+        let mut run = run();
+        play(&mut run, ["a", "b", "c"].map(check_in).into_iter().take(n_present)).unwrap();
+        for _ in 0..20 {
+            if let Some(Effect::Aggregate { round, .. }) = run.pending() {
+                run.step(Event::Aggregated { round, model: START }, Time(0)).unwrap();
+            }
+            let round = run.history.len() as u32;
+            for name in ["a", "b", "c"].iter().take(n_submit) {
+                let _ = run.step(submit(name, round, START, 1), Time(1));
+            }
+            if let Some(deadline) = run.deadline() {
+                run.step(Event::Tick, deadline).unwrap();
+            }
+        }
+        prop_assert!(run.outcome().is_some());
+    }
+}
