@@ -1,0 +1,270 @@
+//! From what is asked for to what will run: one immutable value that fixes sampling rate, clipping
+//! norm, noise and schedule, and from which the ε is derived.
+//!
+//! Nobody types a sensitivity or a noise multiplier. The request names a budget, the plan is
+//! calibrated to it, and both the [`Session`] that runs a round and the mechanisms that the ledger
+//! is debited come out of the same plan, so they cannot disagree.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    accountant::{EpsilonReport, Mechanism, epsilon},
+    budget::Budget,
+    calibrate::calibrate_noise_multiplier,
+    error::PrivacyError,
+    ledger::Reservation,
+    randomness::Randomness,
+    session::Session,
+    unit::{PrivacyUnit, Relation},
+};
+
+/// `log2` of the noise's standard deviation in grid units.
+pub(crate) const GRID_BITS: u32 = 30;
+/// What the sums of f32 in which clipped gradients are accumulated may add to their sensitivity,
+/// relative to the clipping norm.
+const FLOAT_SLACK: f64 = 1.0 / 1024.0;
+/// The most that rounding to the grid may add to the noise.
+const GRID_INFLATION_MAX: f64 = 1.0 / 16.0;
+const DIGEST_DOMAIN: &[u8] = b"comity/privacy-plan/v1\0";
+
+/// What a run asks for. Every field is public knowledge: none may be computed from the data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrivacyRequest {
+    /// Whom the promise protects.
+    pub unit: PrivacyUnit,
+    /// How neighbouring data sets differ.
+    pub relation: Relation,
+    /// What the whole run may cost.
+    pub budget: Budget,
+    /// The number of records that the institution declares in public, rounded as it likes.
+    pub records_declared: u64,
+    /// The expected number of records in a batch.
+    pub batch_expected: u32,
+    /// DP-SGD steps in each round.
+    pub steps_per_round: u32,
+    /// Rounds in the run.
+    pub rounds: u32,
+    /// The L2 norm to which each example's gradient is clipped.
+    pub clip_norm_l2: f64,
+    /// Trained parameters.
+    pub n_parameters: u64,
+    /// zCDP spent in each round on one count; 0 for none.
+    pub metrics_rho_per_round: f64,
+}
+
+/// What will run, calibrated and immutable.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PrivacyPlan {
+    #[serde(flatten)]
+    request: PrivacyRequest,
+    sampling_rate: f64,
+    noise_multiplier: f64,
+    real_noise_multiplier: f64,
+}
+
+impl PrivacyPlan {
+    /// The plan with the least noise that keeps `request` within its budget.
+    ///
+    /// The calibrated noise multiplier σ is the one that is *accounted*. The noise that is drawn is
+    /// larger, σ_real = σ (1 + slack), because the real sensitivity exceeds the clipping norm C in
+    /// two ways: sums of f32 are inexact (taken as C · 2⁻¹⁰), and rounding a sum to the grid
+    /// γ = σ_real C / 2³⁰ can move each of d coordinates by one more unit (γ √d). With
+    ///
+    /// ```text
+    /// 1 + slack = (1 + 2^-10) / (1 - σ √d / 2^30)
+    /// ```
+    ///
+    /// σ_real C = σ (C + C · 2⁻¹⁰ + γ √d), so what is accounted holds for what runs.
+    ///
+    /// # Errors
+    /// [`PrivacyError::OutOfRange`] for a zero count, a clipping norm that is not positive and
+    /// finite, or a negative or infinite metrics ρ; [`PrivacyError::SamplingRateAboveOne`];
+    /// [`PrivacyError::DeltaNotBelowOneRecord`]; [`PrivacyError::GridTooCoarse`]; and those of
+    /// [`calibrate_noise_multiplier`] for a budget that cannot be met.
+    pub fn calibrate(request: &PrivacyRequest) -> Result<Self, PrivacyError> {
+        validate(request)?;
+        let sampling_rate = f64::from(request.batch_expected) / request.records_declared as f64;
+        let steps = u64::from(request.steps_per_round) * u64::from(request.rounds);
+        let metrics = metrics_mechanism(request, request.rounds);
+        let noise_multiplier =
+            calibrate_noise_multiplier(request.budget, sampling_rate, steps, metrics.as_slice())?;
+        let grid = noise_multiplier * (request.n_parameters as f64).sqrt()
+            / 2.0_f64.powi(GRID_BITS as i32);
+        if grid > GRID_INFLATION_MAX {
+            return Err(PrivacyError::GridTooCoarse {
+                noise_multiplier,
+                n_parameters: request.n_parameters,
+            });
+        }
+        let real_noise_multiplier = noise_multiplier * (1.0 + FLOAT_SLACK) / (1.0 - grid);
+        Ok(Self {
+            request: request.clone(),
+            sampling_rate,
+            noise_multiplier,
+            real_noise_multiplier,
+        })
+    }
+
+    /// What was asked for.
+    pub fn request(&self) -> &PrivacyRequest {
+        &self.request
+    }
+
+    /// The probability with which each record is in a batch.
+    pub fn sampling_rate(&self) -> f64 {
+        self.sampling_rate
+    }
+
+    /// The accounted noise multiplier σ.
+    pub fn noise_multiplier(&self) -> f64 {
+        self.noise_multiplier
+    }
+
+    /// The noise multiplier of the noise that is drawn; see [`PrivacyPlan::calibrate`].
+    pub fn real_noise_multiplier(&self) -> f64 {
+        self.real_noise_multiplier
+    }
+
+    /// The public number by which a sum of gradients is divided.
+    pub fn batch_expected(&self) -> u32 {
+        self.request.batch_expected
+    }
+
+    /// The L2 norm to which each example's gradient is clipped.
+    pub fn clip_norm_l2(&self) -> f64 {
+        self.request.clip_norm_l2
+    }
+
+    /// DP-SGD steps in each round.
+    pub fn steps_per_round(&self) -> u32 {
+        self.request.steps_per_round
+    }
+
+    /// Rounds in the run.
+    pub fn rounds(&self) -> u32 {
+        self.request.rounds
+    }
+
+    /// Trained parameters.
+    pub fn n_parameters(&self) -> u64 {
+        self.request.n_parameters
+    }
+
+    /// zCDP spent in each round on one count; 0 for none.
+    pub fn metrics_rho_per_round(&self) -> f64 {
+        self.request.metrics_rho_per_round
+    }
+
+    /// Whom the promise protects.
+    pub fn unit(&self) -> PrivacyUnit {
+        self.request.unit
+    }
+
+    /// How neighbouring data sets differ.
+    pub fn relation(&self) -> Relation {
+        self.request.relation
+    }
+
+    /// What the whole run may cost.
+    pub fn budget(&self) -> Budget {
+        self.request.budget
+    }
+
+    /// What the whole run costs, at the budget's δ.
+    pub fn epsilon_total(&self) -> EpsilonReport {
+        self.epsilon_after(self.request.rounds)
+    }
+
+    /// What the first `rounds` rounds cost, at the budget's δ.
+    pub fn epsilon_after(&self, rounds: u32) -> EpsilonReport {
+        epsilon(&self.mechanisms(rounds), self.request.budget.delta.get())
+    }
+
+    /// What one round has to be debited.
+    pub fn round_mechanisms(&self) -> Vec<Mechanism> {
+        self.mechanisms(1)
+    }
+
+    /// BLAKE3 of the plan, so that two parties know that they hold the same one.
+    pub fn digest(&self) -> [u8; 32] {
+        // Canonical: fields in the order of the type, floats in their shortest exact form.
+        let json = serde_json::to_vec(self).expect("a plan holds only finite numbers and names");
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(DIGEST_DOMAIN).update(&json);
+        *hasher.finalize().as_bytes()
+    }
+
+    /// Opens the round that `reservation` paid for.
+    ///
+    /// # Errors
+    /// [`PrivacyError::ReservationMismatch`] unless the reservation is for this very plan and one
+    /// of its rounds.
+    pub fn session(
+        &self,
+        reservation: Reservation,
+        randomness: Randomness,
+    ) -> Result<Session, PrivacyError> {
+        if reservation.plan_digest() != self.digest()
+            || reservation.mechanisms() != self.round_mechanisms()
+        {
+            return Err(reservation.mismatch("one round of this plan"));
+        }
+        Session::open(self.clone(), reservation, randomness)
+    }
+
+    fn mechanisms(&self, rounds: u32) -> Vec<Mechanism> {
+        let mut mechanisms = vec![Mechanism::SampledGaussian {
+            q: self.sampling_rate,
+            sigma: self.noise_multiplier,
+            steps: u64::from(self.request.steps_per_round) * u64::from(rounds),
+        }];
+        mechanisms.extend(metrics_mechanism(&self.request, rounds));
+        mechanisms
+    }
+}
+
+fn metrics_mechanism(request: &PrivacyRequest, rounds: u32) -> Option<Mechanism> {
+    let rho = request.metrics_rho_per_round * f64::from(rounds);
+    (rho > 0.0).then_some(Mechanism::Zcdp { rho })
+}
+
+fn validate(request: &PrivacyRequest) -> Result<(), PrivacyError> {
+    for (what, value) in [
+        ("records_declared", request.records_declared),
+        ("batch_expected", u64::from(request.batch_expected)),
+        ("steps_per_round", u64::from(request.steps_per_round)),
+        ("rounds", u64::from(request.rounds)),
+        ("n_parameters", request.n_parameters),
+    ] {
+        if value == 0 {
+            return Err(PrivacyError::OutOfRange { what, value: 0.0, allowed: "at least 1" });
+        }
+    }
+    let clip_norm_l2 = request.clip_norm_l2;
+    if !(clip_norm_l2 > 0.0 && clip_norm_l2.is_finite()) {
+        return Err(PrivacyError::OutOfRange {
+            what: "clip_norm_l2",
+            value: clip_norm_l2,
+            allowed: "positive and finite",
+        });
+    }
+    Mechanism::Zcdp { rho: request.metrics_rho_per_round }.validate()?;
+    if u64::from(request.batch_expected) > request.records_declared {
+        return Err(PrivacyError::SamplingRateAboveOne {
+            batch_expected: request.batch_expected,
+            records_declared: request.records_declared,
+        });
+    }
+    let delta = request.budget.delta.get();
+    if delta * request.records_declared as f64 >= 1.0 {
+        return Err(PrivacyError::DeltaNotBelowOneRecord {
+            delta,
+            records_declared: request.records_declared,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
