@@ -1,0 +1,36 @@
+//! What must survive a crash: a hash-chained journal, blobs by digest, a rebuildable index.
+//!
+//! The journal is the truth; coordinator and client recover by folding it again.  Models and
+//! updates are blobs beside it, named by their BLAKE3 digest.  The index (sled) holds derived
+//! state only and is thrown away whenever it does not match the journal to the byte.
+//!
+//! Deliberately not here: what the records mean (`federation`, `client`, `coordinator`), and
+//! threads: every call blocks until the disk has answered.
+
+mod blobs;
+mod index;
+mod journal;
+mod lock;
+
+pub use blobs::{BlobError, BlobReader, BlobStore, BlobWriter};
+pub use index::{Index, IndexError, IndexState, N_SET_ASIDE_MAX, SetAside, VALUE_BYTES_MAX};
+pub use journal::{Journal, JournalError, PAYLOAD_BYTES_MAX, Record, Verified, read, verify};
+pub use lock::{DirLock, LockError};
+
+/// Makes the entries of the directory at `path` durable: without it, a file that was synced can
+/// still be missing after a power failure.
+fn sync_dir(path: &std::path::Path) -> std::io::Result<()> {
+    #[cfg(unix)]
+    std::fs::File::open(path)?.sync_all()?;
+    #[cfg(not(unix))]
+    let _ = path;
+    Ok(())
+}
+
+/// Directory that holds `path`; the working directory for a bare file name.
+fn parent(path: &std::path::Path) -> &std::path::Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => std::path::Path::new("."),
+    }
+}
