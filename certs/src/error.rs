@@ -1,0 +1,130 @@
+//! What can be wrong with certificates, keys and their files.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a certificate, a key or an authority cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CertError {
+    /// The operating system refused.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A file that would be written is there already; nothing was changed.
+    #[error(
+        "{path} exists and is never overwritten, because a lost key cannot be made again; use another directory or move it away"
+    )]
+    AlreadyThere {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The directory does not hold an authority.
+    #[error("{dir} is not an authority made by `comity-coordinator init`: {reason}")]
+    NotAnAuthority {
+        /// The directory.
+        dir: PathBuf,
+        /// What is missing or wrong.
+        reason: String,
+    },
+    /// A federation or operator name has other characters than allowed.
+    #[error("{what} {name:?} must be 1 to 64 of a-z, 0-9 and '-', not starting with '-'")]
+    Name {
+        /// Federation or operator.
+        what: &'static str,
+        /// As given.
+        name: String,
+    },
+    /// A server name is neither a DNS name nor an IP address.
+    #[error(
+        "server name {0:?} is neither a DNS name nor an IP address; give the name by which clients reach the coordinator"
+    )]
+    ServerName(String),
+    /// The coordinator's certificate needs server names.
+    #[error(
+        "a coordinator's certificate is made with its server names; use `comity-coordinator init` or `Authority::issue_server`"
+    )]
+    NeedsServerNames,
+    /// The period of validity is empty or outside of the authority's own.
+    #[error("a certificate cannot be valid from {not_before} to {not_after}: {reason}")]
+    Validity {
+        /// Start, as a date.
+        not_before: String,
+        /// End, as a date.
+        not_after: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The text is not PEM of what it should be.
+    #[error("{what} cannot be read: {reason}; check that the file is complete PEM text")]
+    Pem {
+        /// Certificate, key or root.
+        what: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The certificate does not say who it belongs to in the way Comity's do.
+    #[error(
+        "the certificate does not name a member of a federation: {reason}; use one issued by `comity-coordinator`"
+    )]
+    Identity {
+        /// What is wrong.
+        reason: String,
+    },
+    /// The private key belongs to another certificate.
+    #[error(
+        "the private key does not belong to the certificate; use the certificate.pem and key.pem that were issued together"
+    )]
+    KeyMismatch,
+    /// The certificate does not lead to the root.
+    #[error(
+        "the certificate of {identity} does not lead to this root ({reason}); root.pem and certificate.pem must come from the same federation"
+    )]
+    Chain {
+        /// Whose certificate.
+        identity: String,
+        /// What the verifier said.
+        reason: String,
+    },
+    /// The certificate is no longer valid.
+    #[error("the certificate of {identity} expired on {date}; ask the operator for a new one")]
+    Expired {
+        /// Whose certificate.
+        identity: String,
+        /// Last day.
+        date: String,
+    },
+    /// The certificate is not valid yet.
+    #[error("the certificate of {identity} is valid only from {date}; check this machine's clock")]
+    NotYetValid {
+        /// Whose certificate.
+        identity: String,
+        /// First instant.
+        date: String,
+    },
+    /// Making a certificate failed.
+    #[error("a certificate cannot be made: {0}")]
+    Make(#[from] rcgen::Error),
+    /// The TLS library refuses the certificates or the key.
+    #[error("TLS cannot be set up with these certificates: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+impl CertError {
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+
+    pub(crate) fn pem(what: &'static str) -> impl FnOnce(rustls::pki_types::pem::Error) -> Self {
+        move |error| Self::Pem { what, reason: error.to_string() }
+    }
+}
