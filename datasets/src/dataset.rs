@@ -1,0 +1,253 @@
+//! Examples in memory, as compact as their files, and batches made from them.
+
+use crate::{Contract, DataError, Normalise};
+
+/// Features as stored: one byte or four each.
+#[derive(Clone, Debug)]
+enum Features {
+    Bytes(Vec<u8>),
+    /// NaN marks a missing value.
+    Reals(Vec<f32>),
+}
+
+/// A client's examples, checked against the plan's [`Contract`].
+#[derive(Clone)]
+pub struct Dataset {
+    features: Features,
+    labels: Vec<u32>,
+    shape: Vec<usize>,
+    n_features: usize,
+    n_classes: usize,
+}
+
+/// Shows sizes only, so that no row can reach a log.
+impl std::fmt::Debug for Dataset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dataset")
+            .field("shape", &self.shape)
+            .field("n_classes", &self.n_classes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Examples ready for a device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// `[n, shape…]`, normalised.
+    pub features: Vec<f32>,
+    /// `[n]`, each below the number of classes.
+    pub labels: Vec<u32>,
+}
+
+impl Dataset {
+    /// Examples of bytes: `features` is `[n, shape…]`, `labels` is `[n]`.
+    ///
+    /// # Errors
+    /// [`DataError::Contract`] if `contract` is not usable, the lengths do not fit it, or a label
+    /// is not below `n_classes`.
+    pub fn from_bytes(
+        contract: &Contract,
+        features: Vec<u8>,
+        labels: Vec<u32>,
+    ) -> Result<Self, DataError> {
+        let n = features.len();
+        Self::checked(contract, Features::Bytes(features), n, labels)
+    }
+
+    /// Examples of real numbers: `features` is `[n, shape…]`, NaN where a value is missing;
+    /// `labels` is `[n]`.
+    ///
+    /// # Errors
+    /// As [`from_bytes`](Self::from_bytes); also if a feature is infinite.
+    pub fn from_reals(
+        contract: &Contract,
+        features: Vec<f32>,
+        labels: Vec<u32>,
+    ) -> Result<Self, DataError> {
+        if features.iter().any(|x| x.is_infinite()) {
+            return Err(DataError::Contract { reason: "a feature is infinite" });
+        }
+        let n = features.len();
+        Self::checked(contract, Features::Reals(features), n, labels)
+    }
+
+    fn checked(
+        contract: &Contract,
+        features: Features,
+        n_values: usize,
+        labels: Vec<u32>,
+    ) -> Result<Self, DataError> {
+        let n_features = contract.n_features()?;
+        if labels.len().checked_mul(n_features) != Some(n_values) {
+            return Err(DataError::Contract { reason: "features and labels differ in number" });
+        }
+        if labels.iter().any(|label| *label as usize >= contract.n_classes) {
+            return Err(DataError::Contract { reason: "a label is not below n_classes" });
+        }
+        Ok(Self {
+            features,
+            labels,
+            shape: contract.shape.clone(),
+            n_features,
+            n_classes: contract.n_classes,
+        })
+    }
+
+    /// Number of examples: private, not for a log.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there is no example.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// Shape of one example.
+    #[must_use]
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of classes in the plan.
+    #[must_use]
+    pub fn n_classes(&self) -> usize {
+        self.n_classes
+    }
+
+    /// The labels, `[n]`: private.
+    #[must_use]
+    pub fn labels(&self) -> &[u32] {
+        &self.labels
+    }
+
+    /// How many examples each class has, `[n_classes]`: private.
+    #[must_use]
+    pub fn label_counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.n_classes];
+        for label in &self.labels {
+            counts[*label as usize] += 1;
+        }
+        counts
+    }
+
+    /// The examples at `indices`, in that order, normalised. A missing value becomes zero, the
+    /// normalised form of the plan's mean: a rule that looks at no other row.
+    ///
+    /// # Panics
+    /// If an index is not below [`len`](Self::len).
+    #[must_use]
+    pub fn batch(&self, indices: &[usize], normalise: Normalise) -> Batch {
+        let mut features = Vec::with_capacity(indices.len() * self.n_features);
+        let rows = |index: usize| index * self.n_features..(index + 1) * self.n_features;
+        match &self.features {
+            Features::Bytes(bytes) => {
+                let values: [f32; 256] =
+                    std::array::from_fn(|byte| normalise.apply(byte as f32 / 255.0));
+                for &index in indices {
+                    features.extend(bytes[rows(index)].iter().map(|b| values[usize::from(*b)]));
+                }
+            }
+            Features::Reals(reals) => {
+                for &index in indices {
+                    features.extend(
+                        reals[rows(index)]
+                            .iter()
+                            .map(|x| if x.is_nan() { 0.0 } else { normalise.apply(*x) }),
+                    );
+                }
+            }
+        }
+        Batch { features, labels: indices.iter().map(|&index| self.labels[index]).collect() }
+    }
+
+    /// The examples at `indices` as a data set of their own.
+    ///
+    /// # Panics
+    /// If an index is not below [`len`](Self::len).
+    #[must_use]
+    pub fn subset(&self, indices: &[usize]) -> Self {
+        fn gather<T: Copy>(values: &[T], n_features: usize, indices: &[usize]) -> Vec<T> {
+            let mut gathered = Vec::with_capacity(indices.len() * n_features);
+            for &index in indices {
+                gathered.extend_from_slice(&values[index * n_features..(index + 1) * n_features]);
+            }
+            gathered
+        }
+        let features = match &self.features {
+            Features::Bytes(bytes) => Features::Bytes(gather(bytes, self.n_features, indices)),
+            Features::Reals(reals) => Features::Reals(gather(reals, self.n_features, indices)),
+        };
+        Self {
+            features,
+            labels: indices.iter().map(|&index| self.labels[index]).collect(),
+            shape: self.shape.clone(),
+            n_features: self.n_features,
+            n_classes: self.n_classes,
+        }
+    }
+
+    /// The features as bytes, `[n, shape…]`, if they are stored so.
+    pub(crate) fn bytes(&self) -> Option<&[u8]> {
+        match &self.features {
+            Features::Bytes(bytes) => Some(bytes),
+            Features::Reals(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Scale;
+
+    fn contract(scale: Scale) -> Contract {
+        Contract { shape: vec![2], n_classes: 3, scale }
+    }
+
+    #[test]
+    fn a_batch_keeps_the_order_asked_for_and_normalises() {
+        let data = Dataset::from_bytes(&contract(Scale::Bytes), vec![0, 255, 51, 102], vec![2, 0])
+            .unwrap();
+        let batch = data.batch(&[1, 0, 1], Normalise { mean: 0.2, std: 0.4 });
+        let near = [0.0, 0.5, -0.5, 2.0, 0.0, 0.5];
+        assert!(batch.features.iter().zip(near).all(|(a, b)| (a - b).abs() < 1e-6), "{batch:?}");
+        assert_eq!(batch.labels, [0, 2, 0]);
+        assert_eq!(data.label_counts(), [1, 0, 1]);
+        assert_eq!(data.subset(&[1]).batch(&[0], Normalise::IDENTITY).labels, [0]);
+    }
+
+    #[test]
+    fn an_empty_batch_is_empty() {
+        let data = Dataset::from_bytes(&contract(Scale::Bytes), vec![1, 2], vec![0]).unwrap();
+        let batch = data.batch(&[], Normalise::IDENTITY);
+        assert!(batch.features.is_empty() && batch.labels.is_empty());
+    }
+
+    #[test]
+    fn a_missing_value_becomes_the_plans_mean() {
+        let data =
+            Dataset::from_reals(&contract(Scale::Real), vec![f32::NAN, 7.0], vec![1]).unwrap();
+        let batch = data.batch(&[0], Normalise { mean: 5.0, std: 2.0 });
+        assert_eq!(batch.features, [0.0, 1.0]);
+    }
+
+    #[test]
+    fn lengths_and_labels_are_checked() {
+        let bytes = contract(Scale::Bytes);
+        assert!(Dataset::from_bytes(&bytes, vec![1], vec![0]).is_err());
+        assert!(Dataset::from_bytes(&bytes, vec![1, 2], vec![3]).is_err());
+        assert!(
+            Dataset::from_reals(&contract(Scale::Real), vec![f32::INFINITY, 0.0], vec![0]).is_err()
+        );
+    }
+
+    #[test]
+    fn debug_output_shows_no_rows() {
+        let data = Dataset::from_bytes(&contract(Scale::Bytes), vec![77, 78], vec![1]).unwrap();
+        let text = format!("{data:?}");
+        assert!(!text.contains("77") && !text.contains("labels"), "{text}");
+    }
+}
