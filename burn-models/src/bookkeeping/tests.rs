@@ -1,0 +1,200 @@
+//! Book-keeping against its oracle: each example by itself through ordinary autodiff.
+
+use chacha20::ChaCha20Rng;
+use comity_federation::{Layer, ModelSpec, Parameters};
+use rand_core::{Rng, SeedableRng};
+
+use super::*;
+use crate::{Device, gradient_sum};
+
+const CONV: Layer = Layer::Conv2d { out: 4, kernel: 3, stride: 2, padding: 1 };
+
+fn spec(layers: &[Layer]) -> ModelSpec {
+    ModelSpec { layers: layers.to_vec() }
+}
+
+fn uniform(n: usize, scale: f32, rng: &mut ChaCha20Rng) -> Vec<f32> {
+    (0..n).map(|_| scale * ((rng.next_u32() >> 8) as f32 / 8_388_608.0 - 1.0)).collect()
+}
+
+/// A model with `layers` and a last linear layer for three classes, and `n` random examples.
+fn setting(layers: &[Layer], input: &[usize], n: usize) -> (Model, Batch) {
+    let mut rng = ChaCha20Rng::from_seed([5; 32]);
+    let mut all = layers.to_vec();
+    all.push(Layer::Linear { out: 3 });
+    let device = Device::flex();
+    let mut model = Model::new(&spec(&all), input, 3, &device).unwrap();
+    let n_parameters = model.manifest().n_parameters();
+    model.load(&Parameters::new(uniform(n_parameters, 0.5, &mut rng))).unwrap();
+    let features = uniform(n * input.iter().product::<usize>(), 2.0, &mut rng);
+    let labels = (0..n).map(|_| rng.next_u32() % 3).collect();
+    (model, Batch { features, labels })
+}
+
+/// Clipped gradients of the examples one by one, summed in f64, and their norms.
+fn oracle(model: &Model, batch: &Batch, mask: &[bool], clip: f64) -> (Vec<f64>, Vec<f64>) {
+    let n_features = model.n_features();
+    let mut sum = vec![0.0; model.manifest().n_parameters()];
+    let mut norms = Vec::new();
+    for (row, counts) in mask.iter().enumerate() {
+        let one = Batch {
+            features: batch.features[row * n_features..(row + 1) * n_features].to_vec(),
+            labels: vec![batch.labels[row]],
+        };
+        let gradient = gradient_sum(model, &one, &[true]).unwrap();
+        let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        norms.push(norm);
+        if *counts && norm.is_finite() {
+            let factor = if norm > clip { clip / norm } else { 1.0 };
+            for (sum, g) in sum.iter_mut().zip(gradient) {
+                *sum += factor * f64::from(g);
+            }
+        }
+    }
+    (sum, norms)
+}
+
+fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|v| v * v).sum::<f64>().sqrt()
+}
+
+fn assert_equal(name: &str, got: &[f32], expected: &[f64]) {
+    assert_eq!(got.len(), expected.len(), "{name}");
+    let difference = norm(got.iter().zip(expected).map(|(a, b)| f64::from(*a) - b));
+    let size = norm(expected.iter().copied());
+    assert!(difference <= 1e-5 * size, "{name}: differs by {difference:e} of {size:e}");
+}
+
+/// Every layer kind, in the arrangements that differ in arithmetic.
+fn cases() -> Vec<(&'static str, Vec<Layer>, Vec<usize>)> {
+    use Layer::{AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Relu, Tanh};
+    let image = vec![2, 9, 8];
+    let conv = |out, kernel, stride, padding| Conv2d { out, kernel, stride, padding };
+    let small = |layers: &[Layer]| [layers, &[Flatten]].concat();
+    vec![
+        ("linear alone", vec![], vec![7]),
+        ("linear, relu", vec![Linear { out: 5 }, Relu, Linear { out: 6 }, Relu], vec![7]),
+        ("linear, tanh", vec![Linear { out: 5 }, Tanh], vec![7]),
+        ("flatten", vec![Flatten], image.clone()),
+        ("flatten twice", vec![Flatten, Flatten], image.clone()),
+        ("conv", small(&[conv(3, 3, 1, 0)]), image.clone()),
+        ("conv, stride", small(&[conv(3, 2, 3, 0)]), image.clone()),
+        ("conv, padding", small(&[conv(3, 3, 1, 2)]), image.clone()),
+        ("conv, stride, padding, relu", small(&[CONV, Relu]), image.clone()),
+        ("conv that ignores a border", small(&[conv(3, 4, 3, 1), Tanh]), image.clone()),
+        ("conv of one position, by Gram", small(&[conv(12, 8, 2, 0)]), image.clone()),
+        ("conv, conv", small(&[CONV, Tanh, conv(20, 3, 2, 1), Relu]), image.clone()),
+        ("conv by Gram, padded", small(&[CONV, Tanh, conv(32, 3, 2, 1)]), vec![8, 5, 5]),
+        ("max pool", small(&[CONV, MaxPool2d { kernel: 2, stride: None }]), image.clone()),
+        (
+            "overlapping max pool",
+            small(&[CONV, Tanh, MaxPool2d { kernel: 2, stride: Some(1) }]),
+            image.clone(),
+        ),
+        (
+            "max pool between convs",
+            small(&[conv(3, 3, 1, 1), MaxPool2d { kernel: 3, stride: Some(2) }, CONV]),
+            image.clone(),
+        ),
+        ("avg pool", small(&[CONV, AvgPool2d { kernel: 2, stride: None }]), image.clone()),
+        (
+            "overlapping avg pool",
+            small(&[conv(3, 3, 1, 1), AvgPool2d { kernel: 3, stride: Some(2) }, Relu, CONV]),
+            image,
+        ),
+    ]
+}
+
+#[test]
+fn every_layer_kind_equals_the_oracle() {
+    let mut n_gram = 0;
+    for (name, layers, input) in cases() {
+        let (model, batch) = setting(&layers, &input, 6);
+        let mask = [true, true, false, true, true, true];
+        let (_, mut norms) = oracle(&model, &batch, &mask, 1.0);
+        norms.sort_by(f64::total_cmp);
+        // Clips all, some and none.
+        for clip in [norms[0] / 3.0, (norms[2] + norms[3]) / 2.0, norms[5] * 2.0] {
+            let (expected, _) = oracle(&model, &batch, &mask, clip);
+            let got = clipped_gradient_sum(&model, &batch, &mask, clip).unwrap();
+            assert_equal(&format!("{name}, clip {clip:.3}"), &got, &expected);
+        }
+        let (_, traces) = model.forward_traced(model.features(&batch).unwrap());
+        n_gram += traces
+            .iter()
+            .filter(|trace| match trace {
+                Trace::Conv2d { weight, probe, .. } => gram_is_cheaper(weight.dims(), probe.dims()),
+                Trace::Linear { .. } => false,
+            })
+            .count();
+    }
+    assert!(n_gram >= 3, "the cases no longer cover the Gram form");
+}
+
+#[test]
+fn without_clipping_it_is_the_ordinary_gradient() {
+    let (model, batch) = setting(&[CONV, Layer::Relu, Layer::Flatten], &[2, 9, 8], 8);
+    let ordinary = gradient_sum(&model, &batch, &[true; 8]).unwrap();
+    let ordinary: Vec<f64> = ordinary.into_iter().map(f64::from).collect();
+    let got = clipped_gradient_sum(&model, &batch, &[true; 8], 1e9).unwrap();
+    assert_equal("ordinary", &got, &ordinary);
+}
+
+#[test]
+fn one_example_contributes_at_most_the_clipping_norm() {
+    for (name, layers, input) in cases() {
+        let (model, batch) = setting(&layers, &input, 4);
+        for row in 0..4 {
+            let mask: Vec<bool> = (0..4).map(|i| i == row).collect();
+            let got = clipped_gradient_sum(&model, &batch, &mask, 0.01).unwrap();
+            let size = norm(got.iter().map(|v| f64::from(*v)));
+            assert!(size <= 0.01 * (1.0 + 1e-5), "{name}: {size}");
+        }
+    }
+}
+
+#[test]
+fn an_example_that_is_not_finite_contributes_nothing() {
+    for bad in [f32::NAN, f32::INFINITY, f32::MAX] {
+        for (name, layers, input) in cases() {
+            let (model, mut batch) = setting(&layers, &input, 4);
+            let n_features = model.n_features();
+            let mask = [true, false, true, true];
+            let (expected, norms) = oracle(&model, &batch, &mask, 0.5);
+            assert!(norms.iter().all(|norm| norm.is_finite()));
+            // The masked row becomes bad, and counts: the sum must not change.
+            batch.features[n_features..2 * n_features].fill(bad);
+            let got = clipped_gradient_sum(&model, &batch, &[true; 4], 0.5).unwrap();
+            assert!(got.iter().all(|v| v.is_finite()), "{name}");
+            if bad != f32::MAX {
+                assert_equal(&format!("{name} with {bad}"), &got, &expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn one_bad_feature_is_enough_to_be_dropped() {
+    let (model, mut batch) = setting(&[CONV, Layer::Relu, Layer::Flatten], &[2, 9, 8], 3);
+    let (expected, _) = oracle(&model, &batch, &[true, false, true], 0.5);
+    batch.features[144 + 70] = f32::NAN;
+    let got = clipped_gradient_sum(&model, &batch, &[true; 3], 0.5).unwrap();
+    assert_equal("one NaN", &got, &expected);
+}
+
+#[test]
+fn an_empty_batch_and_a_batch_of_padding_are_zero() {
+    let (model, batch) = setting(&[CONV, Layer::Flatten], &[2, 9, 8], 3);
+    let zeros = vec![0.0; model.manifest().n_parameters()];
+    assert_eq!(clipped_gradient_sum(&model, &batch, &[false; 3], 1.0).unwrap(), zeros);
+    let empty = Batch { features: vec![], labels: vec![] };
+    assert_eq!(clipped_gradient_sum(&model, &empty, &[], 1.0).unwrap(), zeros);
+}
+
+#[test]
+fn features_of_another_size_are_refused() {
+    let (model, mut batch) = setting(&[Layer::Flatten], &[2, 9, 8], 3);
+    batch.features.pop();
+    let error = clipped_gradient_sum(&model, &batch, &[true; 3], 1.0).unwrap_err();
+    assert!(matches!(error, TrainError::Features { expected: 144, .. }), "{error}");
+}

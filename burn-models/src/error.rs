@@ -1,0 +1,50 @@
+//! Why training or evaluation cannot go on.
+
+use comity_federation::PlanError;
+use comity_privacy::PrivacyError;
+
+/// Why training or evaluation cannot go on. Never holds rows, weights or gradients.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The layers do not fit each other or the data.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The ledger or the privacy plan refused.
+    #[error(transparent)]
+    Privacy(#[from] PrivacyError),
+    /// The parameters are of another model.
+    #[error(
+        "the model has {expected} parameters but {got} were given; fetch the round's model again"
+    )]
+    Parameters {
+        /// Of the model.
+        expected: usize,
+        /// Given.
+        got: usize,
+    },
+    /// The model expects examples of another shape.
+    #[error(
+        "the model takes {expected} features an example, the data have {got}; check the client's data source against the plan"
+    )]
+    Features {
+        /// Of the model.
+        expected: usize,
+        /// Of the data.
+        got: usize,
+    },
+    /// The settings cannot be used.
+    #[error("plan key `{key}`: {reason}")]
+    Setting {
+        /// Dotted path in the plan.
+        key: &'static str,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// Nothing to learn from or to measure.
+    #[error("the data set is empty; check the client's data source")]
+    NoData,
+    /// Training ran away.
+    #[error("training gave parameters that are not finite; lower the plan's learning rate")]
+    NotFinite,
+}

@@ -1,0 +1,31 @@
+//! Room 2 on the way of an update: models built from declared layers, local training with and
+//! without differential privacy, evaluation. The only crate that names burn.
+//!
+//! Per-example gradients are never formed as such: [`clipped_gradient_sum`] is DP-SGD's clipped
+//! sum by book-keeping (Bu et al. 2023), one backward pass at about the cost of an ordinary one.
+//!
+//! Deliberately not here: which rows a step uses, noise and budgets (`privacy`), files of data
+//! (`datasets`), shapes and starting values (`federation`).
+
+mod bookkeeping;
+mod contract;
+mod device;
+mod error;
+mod evaluate;
+mod gradient;
+mod model;
+mod optimizer;
+mod round;
+mod safetensors;
+mod train;
+
+pub use bookkeeping::clipped_gradient_sum;
+pub use contract::{data_contract, normalisation};
+pub use device::{Device, DeviceChoice, DeviceError};
+pub use error::TrainError;
+pub use evaluate::{Evaluation, evaluate};
+pub use gradient::gradient_sum;
+pub use model::Model;
+pub use round::{LocalRound, RoundError, local_round};
+pub use safetensors::{SafetensorsError, read_safetensors, write_safetensors};
+pub use train::{TrainingTask, train_plain, train_private};

@@ -1,0 +1,113 @@
+//! Rooms 2 to 4 on the way of an update: train from the round's model, take the difference in
+//! fixed point, and let it out by the one door.  Shared by client and simulator, so that what is
+//! simulated is what is deployed.
+
+use comity_datasets::Dataset;
+use comity_federation::{
+    ClientId, FixedPoint, FixedPointError, Parameters, Plan, PlanError, RoundOutput,
+};
+use comity_privacy::{PrivacyError, PrivacyPlan, Randomness, Released, Reservation};
+
+use crate::{
+    Device, TrainError, TrainingTask, evaluate, normalisation, train_plain, train_private,
+};
+
+/// Records that are classified at once when the round's model is scored.
+const EVALUATION_BATCH: usize = 512;
+
+/// One client's part of one round.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalRound<'a> {
+    /// The plan that was agreed to.
+    pub plan: &'a Plan,
+    /// Counted from 1.
+    pub round: u32,
+    /// Who trains; with the plan's seed and the round it orders the batches where there is no DP.
+    pub client: &'a ClientId,
+    /// The round's model, `[n_parameters]`.
+    pub base: &'a Parameters,
+    /// The client's records.
+    pub dataset: &'a Dataset,
+    /// Where to compute.
+    pub device: &'a Device,
+}
+
+/// Why a round cannot be trained.  Never holds rows, weights or gradients.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RoundError {
+    /// Training or evaluation cannot go on.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// The ledger or the privacy plan refused.
+    #[error(transparent)]
+    Privacy(#[from] PrivacyError),
+    /// The change does not fit the plan's fixed point.
+    #[error(transparent)]
+    FixedPoint(#[from] FixedPointError),
+    /// The plan was not validated.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+/// Trains one round and releases what it gives; `reservation` was debited before.
+///
+/// `privacy` is the client's plan with the round's randomness, or `None` where the plan trains
+/// without DP; then the reservation must be exempt.  `progress` is told the steps done and their
+/// number, both of which are public.
+///
+/// # Errors
+/// [`RoundError`]; nothing is released then, though what was reserved remains debited.
+pub fn local_round(
+    task: &LocalRound<'_>,
+    privacy: Option<(&PrivacyPlan, Randomness)>,
+    reservation: Reservation,
+    progress: &mut dyn FnMut(u32, u32),
+) -> Result<Released<RoundOutput>, RoundError> {
+    let normalise = normalisation(&task.plan.data);
+    let training = TrainingTask {
+        spec: &task.plan.model,
+        start: task.base,
+        dataset: task.dataset,
+        normalise,
+        training: &task.plan.training,
+        device: task.device,
+    };
+    let grid = FixedPoint::new(task.plan.aggregation.fixed_point_bits).ok_or_else(|| {
+        PlanError::Invalid {
+            key: "aggregation.fixed_point_bits",
+            reason: format!("use 0 to {}", FixedPoint::BITS_MAX),
+        }
+    })?;
+    let Some((plan, randomness)) = privacy else {
+        let after = train_plain(&training, batch_seed(task), progress)?;
+        let delta = grid.delta(task.base.values(), after.values())?;
+        return Ok(reservation.release_exempt(RoundOutput { delta, n_correct: None })?);
+    };
+    let mut session = plan.session(reservation, randomness)?;
+    let n_correct = if plan.metrics_rho_per_round() > 0.0 {
+        // The true count lives only here; what leaves is the noisy one.
+        let score = evaluate(
+            &task.plan.model,
+            task.base,
+            task.dataset,
+            normalise,
+            task.device,
+            EVALUATION_BATCH,
+        )?;
+        Some(session.release_count(score.n_correct as u64)?)
+    } else {
+        None
+    };
+    let after = train_private(&training, &mut session, progress)?;
+    let delta = grid.delta(task.base.values(), after.values())?;
+    Ok(session.finish(RoundOutput { delta, n_correct }))
+}
+
+/// Seeds the order of batches where there is no DP: the same in simulation and deployment.
+fn batch_seed(task: &LocalRound<'_>) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("comity batch order v1");
+    hasher.update(&task.plan.digest().0);
+    hasher.update(format!("{} {}", task.client, task.round).as_bytes());
+    *hasher.finalize().as_bytes()
+}
