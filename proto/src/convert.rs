@@ -1,0 +1,304 @@
+//! Between wire messages and the types of the rules.  An error names the field.
+
+use comity_federation::{
+    ClientId, ClientReport, ClientStanding, Contribution, ContributionReport, ModelDigest,
+    PlanDigest, RoundReport, RunId, RunReport, RunStatus, Time, UpdateDigest,
+};
+use tonic::Status;
+
+use crate::v1;
+
+/// Why a message cannot be understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// A field holds something else than it should.
+    #[error("field {field}: {reason}")]
+    Field {
+        /// Its name in the `.proto` file.
+        field: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A chunk does not follow the one before.
+    #[error("a chunk {0}")]
+    Chunk(String),
+}
+
+impl From<WireError> for Status {
+    fn from(error: WireError) -> Self {
+        Self::invalid_argument(error.to_string())
+    }
+}
+
+fn field(field: &'static str, reason: impl ToString) -> WireError {
+    WireError::Field { field, reason: reason.to_string() }
+}
+
+/// The 32 bytes of a digest.
+///
+/// # Errors
+/// [`WireError::Field`] if there are more or fewer.
+pub fn digest(name: &'static str, bytes: &[u8]) -> Result<[u8; 32], WireError> {
+    bytes.try_into().map_err(|_| field(name, format!("{} bytes instead of 32", bytes.len())))
+}
+
+/// A run id.
+///
+/// # Errors
+/// [`WireError::Field`] if the text is not one.
+pub fn run_id(text: &str) -> Result<RunId, WireError> {
+    text.parse().map_err(|e| field("run_id", e))
+}
+
+fn client(text: &str) -> Result<ClientId, WireError> {
+    text.parse().map_err(|e| field("client", e))
+}
+
+impl TryFrom<v1::UpdateHeader> for Contribution {
+    type Error = WireError;
+    fn try_from(wire: v1::UpdateHeader) -> Result<Self, WireError> {
+        Ok(Self {
+            round: wire.round,
+            plan: PlanDigest(digest("plan_digest", &wire.plan_digest)?),
+            base: ModelDigest(digest("base_digest", &wire.base_digest)?),
+            update: UpdateDigest(digest("update_digest", &wire.update_digest)?),
+            n_parameters: wire.n_parameters,
+            n_correct: wire.n_correct,
+        })
+    }
+}
+
+/// The header under which `contribution` travels for `run`.
+#[must_use]
+pub fn update_header(run: &RunId, contribution: &Contribution) -> v1::UpdateHeader {
+    v1::UpdateHeader {
+        run_id: run.to_string(),
+        round: contribution.round,
+        plan_digest: contribution.plan.0.to_vec().into(),
+        base_digest: contribution.base.0.to_vec().into(),
+        update_digest: contribution.update.0.to_vec().into(),
+        n_parameters: contribution.n_parameters,
+        total_bytes: contribution.delta_bytes(),
+        n_correct: contribution.n_correct,
+    }
+}
+
+impl From<RunReport> for v1::RunReport {
+    fn from(report: RunReport) -> Self {
+        let status = match report.status {
+            RunStatus::Gathering => v1::RunStatus::Gathering,
+            RunStatus::Training => v1::RunStatus::Training,
+            RunStatus::Aggregating => v1::RunStatus::Aggregating,
+            RunStatus::Finished => v1::RunStatus::Finished,
+            RunStatus::Aborted => v1::RunStatus::Aborted,
+        };
+        Self {
+            run_id: report.run.to_string(),
+            name: report.name,
+            plan_digest: report.plan.0.to_vec().into(),
+            status: status.into(),
+            reason: report.reason,
+            round: report.round,
+            rounds: report.rounds,
+            started_ms: report.started.0,
+            ended_ms: report.ended.map(|t| t.0),
+            model_digest: report.model.0.to_vec().into(),
+            clients: report.clients.into_iter().map(client_to_wire).collect(),
+            history: report.history.into_iter().map(round_to_wire).collect(),
+        }
+    }
+}
+
+fn client_to_wire(report: ClientReport) -> v1::ClientReport {
+    let standing = match report.standing {
+        ClientStanding::Absent => v1::ClientStanding::Absent,
+        ClientStanding::Present => v1::ClientStanding::Present,
+        ClientStanding::Declined => v1::ClientStanding::Declined,
+    };
+    v1::ClientReport {
+        client: report.client.to_string(),
+        standing: standing.into(),
+        note: report.note,
+    }
+}
+
+fn round_to_wire(report: RoundReport) -> v1::RoundReport {
+    v1::RoundReport {
+        round: report.round,
+        opened_ms: report.opened.0,
+        closed_ms: report.closed.map(|t| t.0),
+        base_digest: report.base.0.to_vec().into(),
+        model_digest: report.model.map(|m| m.0.to_vec().into()),
+        cohort: report.cohort.iter().map(ClientId::to_string).collect(),
+        contributions: report
+            .contributions
+            .iter()
+            .map(|c| v1::ContributionReport {
+                client: c.client.to_string(),
+                weight: c.weight,
+                bytes: c.bytes,
+                update_digest: c.update.0.to_vec().into(),
+                n_correct: c.n_correct,
+                at_ms: c.at.0,
+            })
+            .collect(),
+        missing: report
+            .missing
+            .into_iter()
+            .map(|(client, reason)| v1::MissingClient { client: client.to_string(), reason })
+            .collect(),
+    }
+}
+
+impl TryFrom<v1::RunReport> for RunReport {
+    type Error = WireError;
+    fn try_from(wire: v1::RunReport) -> Result<Self, WireError> {
+        let status = match wire.status() {
+            v1::RunStatus::Gathering => RunStatus::Gathering,
+            v1::RunStatus::Training => RunStatus::Training,
+            v1::RunStatus::Aggregating => RunStatus::Aggregating,
+            v1::RunStatus::Finished => RunStatus::Finished,
+            v1::RunStatus::Aborted => RunStatus::Aborted,
+            v1::RunStatus::Unspecified => {
+                return Err(field(
+                    "status",
+                    format!("{} is unknown; update this software", wire.status),
+                ));
+            }
+        };
+        Ok(Self {
+            run: run_id(&wire.run_id)?,
+            name: wire.name,
+            plan: PlanDigest(digest("plan_digest", &wire.plan_digest)?),
+            status,
+            reason: wire.reason,
+            round: wire.round,
+            rounds: wire.rounds,
+            started: Time(wire.started_ms),
+            ended: wire.ended_ms.map(Time),
+            model: ModelDigest(digest("model_digest", &wire.model_digest)?),
+            clients: wire.clients.into_iter().map(client_from_wire).collect::<Result<_, _>>()?,
+            history: wire.history.into_iter().map(round_from_wire).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+fn client_from_wire(wire: v1::ClientReport) -> Result<ClientReport, WireError> {
+    let standing = match wire.standing() {
+        v1::ClientStanding::Absent => ClientStanding::Absent,
+        v1::ClientStanding::Present => ClientStanding::Present,
+        v1::ClientStanding::Declined => ClientStanding::Declined,
+        v1::ClientStanding::Unspecified => {
+            return Err(field("standing", format!("{} is unknown", wire.standing)));
+        }
+    };
+    Ok(ClientReport { client: client(&wire.client)?, standing, note: wire.note })
+}
+
+fn round_from_wire(wire: v1::RoundReport) -> Result<RoundReport, WireError> {
+    let contribution = |c: v1::ContributionReport| {
+        Ok(ContributionReport {
+            client: client(&c.client)?,
+            weight: c.weight,
+            bytes: c.bytes,
+            update: UpdateDigest(digest("update_digest", &c.update_digest)?),
+            n_correct: c.n_correct,
+            at: Time(c.at_ms),
+        })
+    };
+    Ok(RoundReport {
+        round: wire.round,
+        opened: Time(wire.opened_ms),
+        closed: wire.closed_ms.map(Time),
+        base: ModelDigest(digest("base_digest", &wire.base_digest)?),
+        model: wire
+            .model_digest
+            .map(|bytes| digest("model_digest", &bytes).map(ModelDigest))
+            .transpose()?,
+        cohort: wire.cohort.iter().map(|c| client(c)).collect::<Result<_, _>>()?,
+        contributions: wire
+            .contributions
+            .into_iter()
+            .map(contribution)
+            .collect::<Result<_, WireError>>()?,
+        missing: wire
+            .missing
+            .into_iter()
+            .map(|m| Ok((client(&m.client)?, m.reason)))
+            .collect::<Result<_, WireError>>()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> RunReport {
+        let id: ClientId = "KR/a".parse().unwrap();
+        RunReport {
+            run: "x-1".parse().unwrap(),
+            name: "x".into(),
+            plan: PlanDigest([1; 32]),
+            status: RunStatus::Aborted,
+            reason: Some("why".into()),
+            round: 1,
+            rounds: 2,
+            started: Time(3),
+            ended: Some(Time(4)),
+            model: ModelDigest([2; 32]),
+            clients: vec![ClientReport {
+                client: id.clone(),
+                standing: ClientStanding::Declined,
+                note: Some("no".into()),
+            }],
+            history: vec![RoundReport {
+                round: 1,
+                opened: Time(3),
+                closed: None,
+                base: ModelDigest([3; 32]),
+                model: Some(ModelDigest([4; 32])),
+                cohort: vec![id.clone()],
+                contributions: vec![ContributionReport {
+                    client: id.clone(),
+                    weight: 7,
+                    bytes: 60,
+                    update: UpdateDigest([5; 32]),
+                    n_correct: Some(-3),
+                    at: Time(4),
+                }],
+                missing: vec![(id, "late".into())],
+            }],
+        }
+    }
+
+    #[test]
+    fn reports_and_headers_come_back_as_they_went() {
+        let wire = v1::RunReport::from(report());
+        assert_eq!(RunReport::try_from(wire).unwrap(), report());
+        let contribution = Contribution {
+            round: 3,
+            plan: PlanDigest([1; 32]),
+            base: ModelDigest([2; 32]),
+            update: UpdateDigest([3; 32]),
+            n_parameters: 9,
+            n_correct: None,
+        };
+        let header = update_header(&report().run, &contribution);
+        assert_eq!(header.total_bytes, 36);
+        assert_eq!(Contribution::try_from(header).unwrap(), contribution);
+    }
+
+    #[test]
+    fn a_bad_field_is_named() {
+        let mut wire = v1::RunReport::from(report());
+        wire.plan_digest = vec![0; 31].into();
+        let error = RunReport::try_from(wire).unwrap_err().to_string();
+        assert_eq!(error, "field plan_digest: 31 bytes instead of 32");
+        let mut wire = v1::RunReport::from(report());
+        wire.status = 77;
+        assert!(RunReport::try_from(wire).unwrap_err().to_string().contains("77"));
+        let mut wire = v1::RunReport::from(report());
+        wire.history[0].cohort[0] = "../x".into();
+        assert!(RunReport::try_from(wire).is_err());
+    }
+}

@@ -1,0 +1,297 @@
+//! Connections: our own TLS acceptor in front of tonic, and a connector that can tell why it was
+//! refused.
+//!
+//! tonic's own TLS settings offer no revocation, no reload and no choice of protocol version, and
+//! in TLS 1.3 a client learns of a refused certificate only after its handshake is done: tonic
+//! then reports "transport error".  The connector here waits for the server's first bytes (its
+//! HTTP/2 settings) before it hands the connection over, so that the refusal is seen.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+use tonic::transport::{Channel, Endpoint, Server};
+use tracing::{debug, info};
+
+use crate::limits;
+
+/// Accepted connections that wait for the server.
+const ACCEPTED_MAX: usize = 64;
+/// Bytes that the connector reads to see whether it was let in: an HTTP/2 frame header.
+const FIRST_BYTES: usize = 9;
+
+/// The certificates that a peer showed, and from where; in the extensions of each request.
+#[derive(Clone, Debug)]
+pub struct PeerCertificates {
+    /// DER, the peer's own first.
+    pub chain: Vec<Vec<u8>>,
+    /// Where it connects from.
+    pub address: Option<SocketAddr>,
+}
+
+/// An accepted connection whose peer has shown a certificate that our root signed.
+#[derive(Debug)]
+pub struct TlsConnection {
+    stream: server::TlsStream<TcpStream>,
+    peer: PeerCertificates,
+}
+
+impl Connected for TlsConnection {
+    type ConnectInfo = PeerCertificates;
+    fn connect_info(&self) -> PeerCertificates {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for TlsConnection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for TlsConnection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Accepts connections on `listener` with the configuration that `tls` holds at that moment.
+///
+/// Handshakes run beside one another, at most [`limits::HANDSHAKES_MAX`], each at most
+/// `handshake_timeout` long.  A refused one is logged with the peer's address and the reason.
+pub fn incoming(
+    listener: TcpListener,
+    tls: Arc<ArcSwap<rustls::ServerConfig>>,
+    handshake_timeout: Duration,
+) -> impl Stream<Item = io::Result<TlsConnection>> + Send {
+    let (sender, receiver) = mpsc::channel(ACCEPTED_MAX);
+    let places = Arc::new(Semaphore::new(limits::HANDSHAKES_MAX));
+    tokio::spawn(async move {
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let (stream, address) = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        // Out of file descriptors, most likely: wait for some to come back.
+                        info!(%error, "connection not accepted");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
+                () = sender.closed() => return,
+            };
+            let acceptor = TlsAcceptor::from(tls.load_full());
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                match tokio::time::timeout(handshake_timeout, shake(acceptor, stream, address))
+                    .await
+                {
+                    Ok(Ok(connection)) => {
+                        debug!(%address, "connection accepted");
+                        let _ = sender.send(Ok(connection)).await;
+                    }
+                    Ok(Err(error)) => info!(%address, %error, "connection refused"),
+                    Err(_) => info!(%address, "connection refused: handshake timed out"),
+                }
+                drop(place);
+            });
+        }
+    });
+    ReceiverStream::new(receiver)
+}
+
+async fn shake(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    address: SocketAddr,
+) -> io::Result<TlsConnection> {
+    stream.set_nodelay(true)?;
+    let stream = acceptor.accept(stream).await?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let chain = chain.iter().map(|der| der.to_vec()).collect();
+    Ok(TlsConnection { stream, peer: PeerCertificates { chain, address: Some(address) } })
+}
+
+/// A tonic server with our windows, keep-alive and limits.
+#[must_use]
+pub fn server_builder() -> Server {
+    Server::builder()
+        .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+        .http2_keepalive_interval(Some(limits::KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(limits::KEEP_ALIVE))
+        .http2_max_header_list_size(limits::HEADER_BYTES_MAX)
+        .max_concurrent_streams(limits::CONCURRENT_STREAMS_MAX)
+        .concurrency_limit_per_connection(limits::CONCURRENT_CALLS_MAX)
+}
+
+/// Why no connection came about.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The address is not `https://HOST:PORT`.
+    #[error("address {0:?} is not of the form https://HOST:PORT")]
+    BadUrl(String),
+    /// Nobody answers there.
+    #[error("{address} cannot be reached: {source}")]
+    Unreachable {
+        /// Host and port.
+        address: String,
+        /// From the operating system.
+        source: io::Error,
+    },
+    /// The server refused us, or we it.
+    #[error("{address}: {source}")]
+    Refused {
+        /// Host and port.
+        address: String,
+        /// What TLS says.
+        source: rustls::Error,
+    },
+    /// The peer closed the connection, or speaks something else than TLS and HTTP/2.
+    #[error("{address} closed the connection during the handshake: {source}")]
+    Closed {
+        /// Host and port.
+        address: String,
+        /// From the operating system.
+        source: io::Error,
+    },
+    /// No answer in time.
+    #[error("{address} did not answer within {} s", limits::CONNECT_TIMEOUT.as_secs())]
+    Timeout {
+        /// Host and port.
+        address: String,
+    },
+    /// HTTP/2 could not be set up.
+    #[error("{address}: {source}")]
+    Http {
+        /// Host and port.
+        address: String,
+        /// From tonic.
+        source: tonic::transport::Error,
+    },
+}
+
+/// Connects to the coordinator at `url` (`https://HOST:PORT`) once; a lost connection is not
+/// made again by itself.
+///
+/// # Errors
+/// [`ConnectError`]; a refused certificate is always [`ConnectError::Refused`].
+pub async fn connect(url: &str, tls: Arc<rustls::ClientConfig>) -> Result<Channel, ConnectError> {
+    let bad = || ConnectError::BadUrl(url.to_owned());
+    let address = url.strip_prefix("https://").ok_or_else(bad)?.trim_end_matches('/').to_owned();
+    let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
+    port.parse::<u16>().map_err(|_| bad())?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| bad())?;
+    let stream = tokio::time::timeout(limits::CONNECT_TIMEOUT, enter(&address, name, tls))
+        .await
+        .map_err(|_| ConnectError::Timeout { address: address.clone() })??;
+
+    let mut stream = Some(TokioIo::new(stream));
+    let connector = tower::service_fn(move |_| {
+        let stream = stream.take();
+        async move { stream.ok_or_else(|| io::Error::other("the connection was lost")) }
+    });
+    // tonic must not do TLS of its own, so it is told a plain address that is never dialled.
+    Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|_| bad())?
+        .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+        .http2_keep_alive_interval(limits::KEEP_ALIVE)
+        .keep_alive_timeout(limits::KEEP_ALIVE)
+        .keep_alive_while_idle(true)
+        .connect_with_connector(connector)
+        .await
+        .map_err(|source| ConnectError::Http { address, source })
+}
+
+/// Dials, shakes hands, and waits for the server's first bytes.
+async fn enter(
+    address: &str,
+    name: ServerName<'static>,
+    tls: Arc<rustls::ClientConfig>,
+) -> Result<Entered, ConnectError> {
+    let tcp = TcpStream::connect(address)
+        .await
+        .and_then(|tcp| tcp.set_nodelay(true).map(|()| tcp))
+        .map_err(|source| ConnectError::Unreachable { address: address.to_owned(), source })?;
+    let failed = |source: io::Error| {
+        let address = address.to_owned();
+        match source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(refusal) => ConnectError::Refused { address, source: refusal.clone() },
+            None => ConnectError::Closed { address, source },
+        }
+    };
+    let mut stream = TlsConnector::from(tls).connect(name, tcp).await.map_err(failed)?;
+    let mut first = vec![0; FIRST_BYTES];
+    stream.read_exact(&mut first).await.map_err(failed)?;
+    Ok(Entered { first, taken: 0, stream })
+}
+
+/// A connection whose first bytes were read already.
+#[derive(Debug)]
+struct Entered {
+    first: Vec<u8>,
+    taken: usize,
+    stream: client::TlsStream<TcpStream>,
+}
+
+impl AsyncRead for Entered {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.taken < self.first.len() {
+            let n = buf.remaining().min(self.first.len() - self.taken);
+            buf.put_slice(&self.first[self.taken..self.taken + n]);
+            self.taken += n;
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Entered {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
