@@ -38,7 +38,7 @@ pub use policy::{Policy, PolicyRefusal};
 pub use report::{
     ClientReport, ClientStanding, ContributionReport, RoundReport, RunReport, RunStatus,
 };
-pub use run::{Command, Effect, Event, Outcome, Run};
+pub use run::{Admission, Command, Effect, Event, Outcome, Run};
 pub use strategy::aggregate;
 pub use time::Time;
 pub use update::{Contribution, Delta, RoundOutput, Update};

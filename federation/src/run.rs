@@ -133,6 +133,24 @@ pub enum Outcome {
     Aborted(String),
 }
 
+impl Outcome {
+    fn rejection(&self) -> Rejection {
+        Rejection::Ended(match self {
+            Self::Finished(_) => "finished".to_owned(),
+            Self::Aborted(reason) => format!("aborted: {reason}"),
+        })
+    }
+}
+
+/// What [`Run::admit`] says of an update that is not refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It is the first of its client in this round.
+    Wanted,
+    /// It has been accepted before; a repetition after a lost reply is a success.
+    AlreadyHere,
+}
+
 /// How far a member of the cohort is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Progress {
@@ -222,13 +240,12 @@ impl Run {
     /// [`Rejection`]; the state is then unchanged.
     pub fn step(&mut self, event: Event, now: Time) -> Result<Vec<Effect>, Rejection> {
         if let Phase::Ended { outcome, .. } = &self.phase {
-            return match (event, outcome) {
-                (Event::Tick, _) => Ok(Vec::new()),
-                (Event::CheckedIn { client, .. }, _) if self.plan.client(&client).is_none() => {
-                    Err(Rejection::NotInPlan(client))
+            return match event {
+                Event::Tick => Ok(Vec::new()),
+                Event::Submitted { client, contribution } => {
+                    self.admit(&client, &contribution).map(|_| Vec::new())
                 }
-                (_, Outcome::Finished(_)) => Err(Rejection::Ended("finished".to_owned())),
-                (_, Outcome::Aborted(reason)) => Err(Rejection::Ended(reason.clone())),
+                _ => Err(outcome.rejection()),
             };
         }
         match event {
@@ -288,27 +305,53 @@ impl Run {
         contribution: Contribution,
         now: Time,
     ) -> Result<Vec<Effect>, Rejection> {
-        self.named(&client)?;
+        if self.admit(&client, &contribution)? == Admission::AlreadyHere {
+            return Ok(Vec::new());
+        }
+        let named = self.plan.client(&client).expect("`admit` checked that the plan names it");
+        let weight = self.plan.weight(named);
+        if let Phase::Training { cohort, .. } = &mut self.phase {
+            let report = ContributionReport {
+                weight,
+                bytes: contribution.delta_bytes(),
+                update: contribution.update,
+                n_correct: contribution.n_correct,
+                at: now,
+                client: client.clone(),
+            };
+            cohort.insert(client, Progress::Contributed(report));
+        }
+        Ok(self.answered(now, false))
+    }
+
+    /// Whether the update that `client` offers would be accepted: asked before its bytes are
+    /// taken, and again when they have arrived.
+    ///
+    /// # Errors
+    /// [`Rejection`] if it would not be.
+    pub fn admit(
+        &self,
+        client: &ClientId,
+        contribution: &Contribution,
+    ) -> Result<Admission, Rejection> {
+        self.named(client)?;
         self.same_plan(contribution.plan)?;
         // The same update again, after a lost reply, is a success, even when its round is over.
         let earlier = contribution.round.checked_sub(1).and_then(|i| self.history.get(i as usize));
         if earlier.is_some_and(|round| {
-            round
-                .contributions
-                .iter()
-                .any(|c| c.client == client && c.update == contribution.update)
+            let mut known = round.contributions.iter();
+            known.any(|c| c.client == *client && c.update == contribution.update)
         }) {
-            return Ok(Vec::new());
+            return Ok(Admission::AlreadyHere);
         }
         let open = self.history.len() as u32;
-        let Phase::Training { cohort, .. } = &mut self.phase else {
-            return Err(Rejection::RoundNotOpen { got: contribution.round, open });
+        let cohort = match &self.phase {
+            Phase::Training { cohort, .. } if contribution.round == open => cohort,
+            Phase::Ended { outcome, .. } => return Err(outcome.rejection()),
+            _ => return Err(Rejection::RoundNotOpen { got: contribution.round, open }),
         };
-        if contribution.round != open {
-            return Err(Rejection::RoundNotOpen { got: contribution.round, open });
-        }
         let progress = cohort
-            .get_mut(&client)
+            .get(client)
             .ok_or_else(|| Rejection::NotInvited { client: client.clone(), round: open })?;
         if contribution.base != self.model {
             return Err(Rejection::OtherBase { expected: self.model, got: contribution.base });
@@ -319,22 +362,13 @@ impl Run {
                 got: contribution.n_parameters,
             });
         }
-        if let Progress::Contributed(first) = progress {
-            if first.update == contribution.update {
-                return Ok(Vec::new());
+        match progress {
+            Progress::Contributed(first) if first.update == contribution.update => {
+                Ok(Admission::AlreadyHere)
             }
-            return Err(Rejection::AlreadyContributed(client));
+            Progress::Contributed(_) => Err(Rejection::AlreadyContributed(client.clone())),
+            Progress::Invited | Progress::Withdrew(_) => Ok(Admission::Wanted),
         }
-        let named = self.plan.client(&client).expect("checked by `named`");
-        *progress = Progress::Contributed(ContributionReport {
-            weight: self.plan.weight(named),
-            bytes: contribution.delta_bytes(),
-            update: contribution.update,
-            n_correct: contribution.n_correct,
-            at: now,
-            client,
-        });
-        Ok(self.answered(now, false))
     }
 
     fn withdraw(
@@ -551,10 +585,10 @@ impl Run {
         }
     }
 
-    /// Whether `client` has agreed to the plan.
+    /// Whether `client` has agreed to the plan or declined it.
     #[must_use]
-    pub fn is_present(&self, client: &ClientId) -> bool {
-        self.present.contains(client)
+    pub fn has_answered(&self, client: &ClientId) -> bool {
+        self.present.contains(client) || self.declined.contains_key(client)
     }
 
     /// The effect that the driver must perform again after a restart: the last one whose answer

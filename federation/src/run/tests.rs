@@ -129,6 +129,12 @@ fn the_same_update_again_is_a_success_and_a_different_one_is_rejected() {
     play(&mut run, [submit("b", 1, START, 2), submit("c", 1, START, 3)]).unwrap();
     play(&mut run, [Event::Aggregated { round: 1, model: ModelDigest([9; 32]) }]).unwrap();
     assert_eq!(run.step(submit("a", 1, START, 1), Time(20)), Ok(vec![]));
+    let second = ModelDigest([9; 32]);
+    let last = ["a", "b", "c"].map(|name| submit(name, 2, second, 4));
+    play(&mut run, last).unwrap();
+    play(&mut run, [Event::Aggregated { round: 2, model: START }]).unwrap();
+    assert_eq!(run.step(submit("c", 2, second, 4), Time(30)), Ok(vec![]));
+    assert!(matches!(run.step(submit("c", 2, second, 5), Time(31)), Err(Rejection::Ended(_))));
 }
 
 #[test]

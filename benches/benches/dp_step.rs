@@ -1,0 +1,99 @@
+//! A DP-SGD step by book-keeping against the ordinary step on the same examples, both on one
+//! thread. Target: at most 1.25 times.
+//!
+//! A step is a batch in microbatches, as the trainer takes it: gradients summed in f64; with
+//! privacy, exact noise on every coordinate. Sampling is left out of both (microseconds).
+
+use std::hint::black_box;
+
+use comity_benches::{ThreadCpu, elements};
+use comity_burn_models::{Device, Model, clipped_gradient_sum, gradient_sum};
+use comity_datasets::Batch;
+use comity_federation::{Layer, ModelSpec, Plan};
+use comity_privacy::{ExactGaussian, Noise};
+use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
+
+const BATCH: usize = 512;
+const MICROBATCH: usize = 128;
+const CLIP_NORM_L2: f64 = 0.1;
+const LOG2_SIGMA: u32 = 30;
+const SEED: u64 = 1;
+
+fn plan() -> Plan {
+    Plan::from_toml(include_str!("../../examples/fashion/plan.toml")).expect("the plan is valid")
+}
+
+fn mlp() -> ModelSpec {
+    ModelSpec {
+        layers: vec![
+            Layer::Flatten,
+            Layer::Linear { out: 256 },
+            Layer::Relu,
+            Layer::Linear { out: 10 },
+        ],
+    }
+}
+
+/// Examples of no meaning, in the shape of the plan's data.
+fn microbatch(n_features: usize, n_classes: usize) -> Batch {
+    let features = (0..MICROBATCH * n_features).map(|i| (i * 7919 % 256) as f32 / 128.0 - 1.0);
+    let labels = (0..MICROBATCH).map(|i| (i * 31 % n_classes) as u32);
+    Batch { features: features.collect(), labels: labels.collect() }
+}
+
+fn step(gradient: impl Fn() -> Vec<f32>, n_parameters: usize) -> Vec<f64> {
+    let mut sum = vec![0.0; n_parameters];
+    for _ in 0..BATCH / MICROBATCH {
+        for (sum, value) in sum.iter_mut().zip(gradient()) {
+            *sum += f64::from(value);
+        }
+    }
+    sum
+}
+
+fn dp_step(criterion: &mut Criterion<ThreadCpu>) {
+    let plan = plan();
+    let mask = [true; MICROBATCH];
+    for (name, spec) in [("cnn", plan.model.clone()), ("mlp", mlp())] {
+        let device = Device::flex().autodiff();
+        let mut model = Model::new(&spec, &plan.data.shape, plan.data.classes, &device)
+            .expect("the layers fit the data");
+        let n_parameters = model.manifest().n_parameters();
+        model.load(&model.manifest().initial_parameters(SEED)).expect("they fit the model");
+        let batch = microbatch(model.n_features(), plan.data.classes);
+        let mut noise = ExactGaussian::from_os().expect("the system has randomness");
+
+        let mut group = criterion.benchmark_group(format!("dp_step/{name}"));
+        group.throughput(elements(BATCH)).sampling_mode(SamplingMode::Flat);
+        group.bench_function("ordinary", |bencher| {
+            bencher.iter(|| {
+                step(
+                    || gradient_sum(&model, black_box(&batch), &mask).expect("it fits"),
+                    n_parameters,
+                )
+            });
+        });
+        group.bench_function("private", |bencher| {
+            bencher.iter(|| {
+                let sum = step(
+                    || {
+                        clipped_gradient_sum(&model, black_box(&batch), &mask, CLIP_NORM_L2)
+                            .expect("it fits")
+                    },
+                    n_parameters,
+                );
+                let mut values: Vec<i64> = sum.iter().map(|value| (value * 1e9) as i64).collect();
+                noise.add_gaussian(LOG2_SIGMA, &mut values).expect("sigma is in range");
+                values
+            });
+        });
+        group.finish();
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().with_measurement(ThreadCpu).sample_size(15);
+    targets = dp_step
+}
+criterion_main!(benches);

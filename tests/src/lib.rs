@@ -1,0 +1,3 @@
+//! Placeholder.
+#[cfg(test)]
+mod tidy;
