@@ -1,0 +1,113 @@
+//! `comity-client check`: everything that can be known before the first run, and what to mend.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use comity_burn_models::data_contract;
+use comity_federation::Plan;
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use super::start::client_id;
+use crate::config;
+use crate::link::{Credentials, Link, check_url};
+
+/// Clocks that differ by more than this make certificates and deadlines unreliable.
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(60);
+
+/// One line of the check.
+#[derive(Serialize)]
+struct Finding {
+    what: &'static str,
+    ok: bool,
+    detail: String,
+}
+
+/// Checks configuration, certificate, device, data, plan and connection; returns whether all is
+/// well.
+pub(crate) fn check(path: &Path, plan: Option<&Path>, as_json: bool) -> anyhow::Result<bool> {
+    let mut findings = Vec::new();
+    let mut note = |what: &'static str, result: anyhow::Result<String>| {
+        let (ok, detail) = match result {
+            Ok(detail) => (true, detail),
+            Err(error) => (false, format!("{error:#}")),
+        };
+        if !as_json {
+            println!("{} {what}: {detail}", if ok { "ok  " } else { "FAIL" });
+        }
+        findings.push(Finding { what, ok, detail });
+    };
+    let settings = config::Node::read(path);
+    note("configuration", settings.as_ref().map(|_| path.display().to_string()).map_err(flat));
+    if let Ok(settings) = &settings {
+        let credentials = Credentials::read(&settings.certificates());
+        note(
+            "certificate",
+            credentials.as_ref().map_err(flat).and_then(|c| {
+                let client = client_id(c)?;
+                let days = c.summary.days_left(OffsetDateTime::now_utc());
+                Ok(format!(
+                    "{client} of federation {}, {days} days left",
+                    c.summary.identity.federation
+                ))
+            }),
+        );
+        let device = settings.config.device;
+        note("device", device.open().map(|_| device.to_string()).map_err(Into::into));
+        if let Some(plan) = plan {
+            note("plan and data", check_plan(settings, credentials.as_ref().ok(), plan));
+        }
+        if let Ok(credentials) = &credentials {
+            note("connection", connect(&settings.config.coordinator, credentials));
+        }
+    }
+    if as_json {
+        println!("{}", serde_json::to_string_pretty(&findings)?);
+    }
+    Ok(findings.iter().all(|finding| finding.ok))
+}
+
+fn flat(error: &anyhow::Error) -> anyhow::Error {
+    anyhow::anyhow!("{error:#}")
+}
+
+/// What the plan would do here: policy, data, and cost.
+fn check_plan(
+    settings: &config::Node,
+    credentials: Option<&Credentials>,
+    path: &Path,
+) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("{} cannot be read", path.display()))?;
+    let plan = Plan::from_toml(&text)?;
+    let client = client_id(credentials.context("the certificate has to be in order first")?)?;
+    settings.policy().review(&plan, &client)?;
+    let source = &settings.config.data.source;
+    let dataset = source.load(&settings.base, &data_contract(&plan.data, source))?;
+    let named = plan.client(&client).expect("the policy checked that the plan names us");
+    let cost = match plan.privacy_plan(named)? {
+        Some(privacy) => format!(
+            "epsilon {:.3} at delta {:e} in {} rounds",
+            privacy.epsilon_total().epsilon,
+            privacy.budget().delta.get(),
+            plan.rounds
+        ),
+        None => "no differential privacy".to_owned(),
+    };
+    Ok(format!("{} records fit plan {}; it would cost {cost}", dataset.len(), plan.name))
+}
+
+fn connect(url: &str, credentials: &Credentials) -> anyhow::Result<String> {
+    check_url(url)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let hello = runtime.block_on(Link::open(url, credentials))?.hello;
+    let now = u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000)?;
+    let skew = Duration::from_millis(now.abs_diff(hello.now_ms));
+    anyhow::ensure!(
+        skew <= CLOCK_SKEW_MAX,
+        "this clock and the coordinator's differ by {} s; set the clock",
+        skew.as_secs()
+    );
+    Ok(format!("{} says hello to {} of {}", hello.software, hello.you, hello.federation))
+}

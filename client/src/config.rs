@@ -1,0 +1,137 @@
+//! `client.toml`: what an institution tells its node, parsed once.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use comity_burn_models::DeviceChoice;
+use comity_datasets::Source;
+use comity_federation::Policy;
+use comity_privacy::{Budget, Limit};
+use serde::Deserialize;
+
+/// The settings of a node.  Nothing about privacy, identity or data has a default.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    /// `https://HOST:PORT` of the coordinator.
+    pub(crate) coordinator: String,
+    /// Folder with `certificate.pem`, `key.pem` and `root.pem`.
+    pub(crate) certificates: PathBuf,
+    /// Folder of the node's journal, ledger and updates.
+    pub(crate) state: PathBuf,
+    /// Where to train.
+    #[serde(default)]
+    pub(crate) device: DeviceChoice,
+    /// The institution's data.
+    pub(crate) data: DataConfig,
+    /// What the institution allows.
+    pub(crate) privacy: PrivacyConfig,
+}
+
+/// The institution's data set; the ledger counts what has been spent on it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DataConfig {
+    /// The number of records that the institution has made public, rounded.
+    pub(crate) records: u64,
+    /// The files.
+    pub(crate) source: Source,
+}
+
+/// What the institution allows to be learnt from its data set, over all runs together.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PrivacyConfig {
+    /// Largest epsilon over all runs; absent: no private run.
+    pub(crate) epsilon: Option<f64>,
+    /// The delta of that epsilon.
+    pub(crate) delta: Option<f64>,
+    /// Whether runs without differential privacy may train on these data.
+    pub(crate) without_dp: bool,
+}
+
+/// A parsed configuration, and the folder from which its relative paths start.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) config: Config,
+    pub(crate) base: PathBuf,
+    pub(crate) budget: Option<Budget>,
+}
+
+impl Node {
+    /// Reads the configuration at `path`.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| {
+            format!("{} cannot be read; give the file with --config FILE", path.display())
+        })?;
+        let config: Config =
+            toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
+        let budget = match (config.privacy.epsilon, config.privacy.delta) {
+            (Some(epsilon), Some(delta)) => {
+                let budget = Budget::new(epsilon, delta);
+                Some(budget.with_context(|| format!("{}: [privacy]", path.display()))?)
+            }
+            (None, None) => None,
+            _ => anyhow::bail!(
+                "{}: [privacy] needs epsilon and delta together, or neither",
+                path.display()
+            ),
+        };
+        ensure!(
+            config.data.records > 0,
+            "{}: data.records must be the public, rounded number of records",
+            path.display()
+        );
+        let base = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Ok(Self { config, base: base.to_owned(), budget })
+    }
+
+    /// The folder of the node's own files.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.base.join(&self.config.state)
+    }
+
+    /// The folder of certificates.
+    pub(crate) fn certificates(&self) -> PathBuf {
+        self.base.join(&self.config.certificates)
+    }
+
+    /// What no plan can pass.
+    pub(crate) fn policy(&self) -> Policy {
+        Policy {
+            budget: self.budget,
+            without_dp_allowed: self.config.privacy.without_dp,
+            records_declared: self.config.data.records,
+        }
+    }
+
+    /// What the ledger refuses to pass.
+    pub(crate) fn limit(&self) -> Limit {
+        Limit { budget: self.budget, exempt_allowed: self.config.privacy.without_dp }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    #[test]
+    fn the_sample_parses() {
+        let config = parse(include_str!("../../docs/samples/client.toml")).unwrap();
+        assert_eq!(config.data.records, 21_000);
+        assert!(!config.privacy.without_dp);
+    }
+
+    #[test]
+    fn privacy_has_no_default_and_unknown_keys_are_refused() {
+        let sample = include_str!("../../docs/samples/client.toml");
+        let without = sample.replace("without_dp = false", "");
+        assert!(parse(&without).unwrap_err().to_string().contains("without_dp"));
+        let typo = sample.replace("without_dp = false", "without_dp = false\nepsilom = 3.0");
+        assert!(parse(&typo).unwrap_err().to_string().contains("epsilom"));
+    }
+}

@@ -1,0 +1,101 @@
+//! The node in an institution: joins runs that its institution allows, trains on data that never
+//! leave it, and lets out only what its privacy ledger has paid for.
+//!
+//! Deliberately not here: the rules of a run (`federation`), what may leave (`privacy`), tensors
+//! (`burn-models`).
+
+mod commands;
+mod config;
+mod link;
+mod node;
+mod store;
+mod trainer;
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// The node of one institution in a federation.
+///
+/// A node dials out to the coordinator, agrees to plans that its institution allows, trains on
+/// its own data, and sends only what the privacy ledger has paid for.
+#[derive(Parser)]
+#[command(
+    name = "comity-client",
+    version,
+    after_help = "\
+Examples:
+  comity-client check --plan plan.toml     is everything in order, and what would the plan cost?
+  comity-client start                      join the federation and train
+  comity-client ledger show --json         what has been spent, for a regulator's tools"
+)]
+struct Cli {
+    /// The node's configuration; docs/samples/client.toml explains every key.
+    #[arg(long, short, global = true, default_value = "client.toml", value_name = "FILE")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check configuration, certificate, device, data and connection, and say what to mend.
+    Check {
+        /// Also check this plan against the policy and the data, and say what it would cost.
+        #[arg(long, value_name = "PLAN")]
+        plan: Option<PathBuf>,
+        /// Print findings as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Join the federation and train until stopped with Ctrl-C.
+    Start {
+        /// Stop by itself after this many runs have ended; 0 goes on for ever.
+        #[arg(long, default_value_t = 0, value_name = "N")]
+        exit_after_runs: u32,
+    },
+    /// The privacy that has been spent on this institution's data.
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
+}
+
+#[derive(Subcommand)]
+enum LedgerCommand {
+    /// Show what each run has spent and what is left; works while the node runs.
+    Show {
+        /// Print everything, with every entry, as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let result = match cli.command {
+        Command::Check { plan, json } => commands::check::check(&cli.config, plan.as_deref(), json),
+        Command::Start { exit_after_runs } => {
+            commands::start::start(&cli.config, exit_after_runs).map(|()| true)
+        }
+        Command::Ledger(LedgerCommand::Show { json }) => {
+            commands::ledger::show(&cli.config, json).map(|()| true)
+        }
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,472 @@
+//! The one task that owns every [`Participant`](comity_federation::Participant) of this node:
+//! follows the coordinator, steps the machines, makes each step durable before its effects,
+//! trains one round at a time, and comes back after every loss of the connection.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use comity_federation::{
+    ClientId, ModelDigest, ParticipantEffect, ParticipantEvent, Plan, PlanDigest, RunId, Task,
+    Time, Update,
+};
+use comity_privacy::{Mechanism, ReservationKey};
+use comity_proto::convert::{digest, run_id};
+use comity_proto::v1::{self, assignment::What};
+use tokio::sync::{oneshot, watch};
+use tonic::Streaming;
+use tracing::{debug, info, warn};
+
+use crate::config;
+use crate::link::{CallError, Credentials, Link};
+use crate::store::{Part, Store};
+use crate::trainer::{self, Job, Records, Trained};
+
+/// First and longest pause before dialling again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+
+/// A node at work.
+pub(crate) struct Node {
+    id: ClientId,
+    settings: config::Node,
+    credentials: Credentials,
+    store: Store,
+    parts: BTreeMap<RunId, Part>,
+    records: Records,
+    /// Rounds that wait for the trainer.
+    queue: VecDeque<Task>,
+    /// Size of each round's model, as the coordinator announced it.
+    model_bytes: BTreeMap<RunId, u64>,
+    training: Option<(Task, oneshot::Receiver<Trained>)>,
+    /// Runs that ended since the node started.
+    n_ended: u32,
+}
+
+/// Why [`Node::serve`] came back.
+enum Left {
+    /// The connection was lost.
+    Lost(String),
+    /// The node was asked to stop, or has seen enough runs end.
+    Done,
+}
+
+impl Node {
+    /// A node with everything that its journal says.
+    pub(crate) fn open(
+        id: ClientId,
+        settings: config::Node,
+        credentials: Credentials,
+    ) -> anyhow::Result<Self> {
+        let (store, parts) = Store::open(&settings.state(), settings.limit())?;
+        let records = Records::new(settings.config.data.source.clone(), settings.base.clone());
+        for (run, part) in &parts {
+            info!(%run, standing = part.participant.standing(), "run resumed");
+        }
+        Ok(Self {
+            id,
+            settings,
+            credentials,
+            store,
+            parts,
+            records,
+            queue: VecDeque::new(),
+            model_bytes: BTreeMap::new(),
+            training: None,
+            n_ended: 0,
+        })
+    }
+
+    /// Follows the coordinator until `stop` fires or, if it is not zero, `exit_after_runs` runs
+    /// have ended.
+    ///
+    /// # Errors
+    /// If the node cannot keep its books; a lost connection is not an error.
+    pub(crate) async fn run(
+        mut self,
+        exit_after_runs: u32,
+        mut stop: watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
+        let mut pause = BACKOFF.0;
+        loop {
+            let url = self.settings.config.coordinator.clone();
+            let opened = tokio::select! {
+                opened = Link::open(&url, &self.credentials) => opened,
+                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            };
+            let why = match opened {
+                Err(error) => format!("{error:#}"),
+                Ok(link) => {
+                    info!(coordinator = %url, federation = link.hello.federation, you = link.hello.you, "connected");
+                    pause = BACKOFF.0;
+                    match self.serve(link, exit_after_runs, &mut stop).await? {
+                        Left::Done => return Ok(()),
+                        Left::Lost(why) => why,
+                    }
+                }
+            };
+            warn!(why, again_in_ms = pause.as_millis() as u64, "not connected");
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            }
+            pause = (pause * 2).min(BACKOFF.1);
+        }
+    }
+
+    /// Serves one connection.
+    async fn serve(
+        &mut self,
+        mut link: Link,
+        exit_after_runs: u32,
+        stop: &mut watch::Receiver<bool>,
+    ) -> anyhow::Result<Left> {
+        for run in self.parts.keys().cloned().collect::<Vec<_>>() {
+            if let Some(effect) = self.parts[&run].participant.pending()
+                && let Err(lost) = self.perform(&mut link, &run, effect).await?
+            {
+                return Ok(Left::Lost(lost));
+            }
+        }
+        let mut assignments = match link.follow(self.parts.keys().cloned().collect()).await {
+            Ok(assignments) => assignments,
+            Err(CallError::Lost(why)) => return Ok(Left::Lost(why)),
+            Err(CallError::Refused(status)) => return Ok(Left::Lost(status.message().to_owned())),
+        };
+        loop {
+            if exit_after_runs > 0 && self.n_ended >= exit_after_runs {
+                return Ok(Left::Done);
+            }
+            if let Err(lost) = self.train_next(&mut link).await? {
+                return Ok(Left::Lost(lost));
+            }
+            let outcome = tokio::select! {
+                next = next(&mut assignments) => match next {
+                    Ok(assignment) => self.assigned(&mut link, assignment).await?,
+                    Err(lost) => Err(lost),
+                },
+                trained = finished(&mut self.training) => self.trained(&mut link, trained).await?,
+                _ = stop.wait_for(|stop| *stop) => return Ok(Left::Done),
+            };
+            if let Err(lost) = outcome {
+                return Ok(Left::Lost(lost));
+            }
+        }
+    }
+
+    /// Takes one assignment; the inner error is a lost connection.
+    async fn assigned(
+        &mut self,
+        link: &mut Link,
+        assignment: v1::Assignment,
+    ) -> anyhow::Result<Result<(), String>> {
+        let Ok(run) = run_id(&assignment.run_id) else {
+            return Ok(Err(format!("the coordinator names a run {:?}", assignment.run_id)));
+        };
+        match assignment.what {
+            Some(What::Offer(offer)) => self.offered(link, run, &offer).await,
+            Some(What::Train(train)) => {
+                let task = (|| {
+                    Ok::<_, comity_proto::WireError>(Task {
+                        run: run.clone(),
+                        round: train.round,
+                        plan: PlanDigest(digest("plan_digest", &train.plan_digest)?),
+                        model: ModelDigest(digest("model_digest", &train.model_digest)?),
+                        closes: Time(train.closes_ms),
+                    })
+                })();
+                match task {
+                    Ok(task) => {
+                        self.model_bytes.insert(run.clone(), train.model_bytes);
+                        self.step(link, &run, ParticipantEvent::Assigned { task }).await
+                    }
+                    Err(error) => Ok(Err(error.to_string())),
+                }
+            }
+            Some(What::Ended(ended)) => {
+                let status = match ended.reason.as_str() {
+                    "" => ended.status,
+                    reason => format!("{}: {reason}", ended.status),
+                };
+                info!(%run, status, "run ended");
+                self.queue.retain(|task| task.run != run);
+                let outcome = self.step(link, &run, ParticipantEvent::RunEnded { status }).await?;
+                if self.parts.remove(&run).is_some() {
+                    self.n_ended += 1;
+                }
+                Ok(outcome)
+            }
+            None => {
+                warn!(%run, "assignment of an unknown kind; update this software");
+                Ok(Ok(()))
+            }
+        }
+    }
+
+    /// Reviews an offered plan before any data are read, then the data against the plan.
+    async fn offered(
+        &mut self,
+        link: &mut Link,
+        run: RunId,
+        offer: &v1::Offer,
+    ) -> anyhow::Result<Result<(), String>> {
+        if self.store.has_ended(&run)? {
+            debug!(%run, "an ended run was offered again");
+            return Ok(Ok(()));
+        }
+        if !self.parts.contains_key(&run) {
+            let plan = match Plan::from_json(&offer.plan_json) {
+                Ok(plan) if plan.digest().0[..] == offer.plan_digest[..] => plan,
+                Ok(_) => {
+                    return self.refuse(link, &run, "the plan is not the one of its digest").await;
+                }
+                Err(error) => return self.refuse(link, &run, &error.to_string()).await,
+            };
+            info!(%run, plan = %plan.digest(), purpose = plan.purpose, "plan offered");
+            let part = self.store.offered(&run, &plan, now())?;
+            self.parts.insert(run.clone(), part);
+        }
+        let plan = std::sync::Arc::clone(&self.parts[&run].plan);
+        let event = match self.review(&plan) {
+            Ok(()) => ParticipantEvent::Accepted,
+            Err(reason) => {
+                warn!(%run, reason, "plan declined");
+                ParticipantEvent::Declined { reason }
+            }
+        };
+        let outcome = self.step(link, &run, event).await?;
+        if outcome.is_ok()
+            && let Some(effect) = self.parts[&run].participant.pending()
+        {
+            // An answer that was given before, and that the coordinator does not know, is repeated.
+            return self.perform(link, &run, effect).await;
+        }
+        Ok(outcome)
+    }
+
+    /// Whether the institution takes part, or the reason that travels to the operator.
+    fn review(&mut self, plan: &Plan) -> Result<(), String> {
+        self.settings.policy().review(plan, &self.id).map_err(|refusal| refusal.to_string())?;
+        let named = plan.client(&self.id).expect("the policy checked that the plan names us");
+        plan.privacy_plan(named).map_err(|e| e.to_string())?;
+        self.records.load(&plan.data).map(|_| ()).map_err(|error| {
+            // Paths and row numbers stay here.
+            warn!(error = format!("{error:#}"), "the data do not fit the plan");
+            "this institution's data could not be read as the plan describes them; its steward \
+             sees the reason in the node's log"
+                .to_owned()
+        })
+    }
+
+    /// Declines a plan that cannot even be recorded.
+    async fn refuse(
+        &mut self,
+        link: &mut Link,
+        run: &RunId,
+        reason: &str,
+    ) -> anyhow::Result<Result<(), String>> {
+        warn!(%run, reason, "plan declined");
+        Ok(settle(run, link.decline(run, reason).await))
+    }
+
+    /// Steps one machine, makes the step durable, and performs its effects.
+    async fn step(
+        &mut self,
+        link: &mut Link,
+        run: &RunId,
+        event: ParticipantEvent,
+    ) -> anyhow::Result<Result<(), String>> {
+        let Some(part) = self.parts.get_mut(run) else {
+            debug!(%run, "news of a run that this node does not know");
+            return Ok(Ok(()));
+        };
+        let effects = match part.participant.step(event.clone()) {
+            Ok(effects) => effects,
+            Err(refusal) => {
+                warn!(%run, %refusal, "the coordinator's message was refused");
+                return Ok(Ok(()));
+            }
+        };
+        for effect in effects {
+            if effect == ParticipantEffect::Record {
+                // A release was made durable with the ledger's commit, in one record.
+                if !matches!(event, ParticipantEvent::Trained { .. }) {
+                    self.store.stepped(run, &self.parts[run], event.clone())?;
+                }
+                continue;
+            }
+            if let Err(lost) = self.perform(link, run, effect).await? {
+                return Ok(Err(lost));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    async fn perform(
+        &mut self,
+        link: &mut Link,
+        run: &RunId,
+        effect: ParticipantEffect,
+    ) -> anyhow::Result<Result<(), String>> {
+        use ParticipantEffect as Do;
+        Ok(match effect {
+            Do::Record => Ok(()),
+            Do::CheckIn { plan } => {
+                info!(%run, "checking in");
+                settle(run, link.check_in(run, plan).await)
+            }
+            Do::Decline { reason } => settle(run, link.decline(run, &reason).await),
+            Do::Withdraw { round, reason } => settle(run, link.withdraw(run, round, &reason).await),
+            Do::Train(task) => {
+                let known = self.training.as_ref().is_some_and(|(current, _)| *current == task);
+                if !known && !self.queue.contains(&task) {
+                    self.queue.push_back(task);
+                }
+                Ok(())
+            }
+            Do::Submit { contribution } => {
+                let blobs = self.store.blobs();
+                match link.submit(run, &contribution, &blobs).await {
+                    Err(CallError::Lost(why)) => return Ok(Err(why)),
+                    Err(CallError::Refused(status)) => {
+                        warn!(%run, round = contribution.round, reason = status.message(), "update not accepted");
+                    }
+                    Ok(_) => {
+                        let bytes = contribution.delta_bytes();
+                        info!(%run, round = contribution.round, bytes, "update accepted");
+                    }
+                }
+                let event = ParticipantEvent::Settled { round: contribution.round };
+                return Box::pin(self.step(link, run, event)).await;
+            }
+        })
+    }
+
+    /// Starts the next round that waits, if the trainer is free.
+    async fn train_next(&mut self, link: &mut Link) -> anyhow::Result<Result<(), String>> {
+        while self.training.is_none() {
+            let Some(task) = self.queue.pop_front() else { return Ok(Ok(())) };
+            let Some(part) = self.parts.get(&task.run) else { continue };
+            let plan = std::sync::Arc::clone(&part.plan);
+            let blobs = self.store.blobs();
+            let bytes = self.model_bytes.get(&task.run).copied().unwrap_or_default();
+            match link.fetch_model(&task.run, task.model, bytes, &blobs).await {
+                Ok(()) => {}
+                Err(CallError::Lost(why)) => return Ok(Err(why)),
+                Err(CallError::Refused(status)) => {
+                    warn!(run = %task.run, reason = status.message(), "no model to train from");
+                    continue;
+                }
+            }
+            match self.prepare(&task, plan) {
+                Ok(job) => {
+                    info!(run = %task.run, round = task.round, "training");
+                    self.training = Some((task, trainer::start(job)));
+                }
+                Err(reason) => {
+                    if let Err(lost) = self.failed(link, &task, reason).await? {
+                        return Ok(Err(lost));
+                    }
+                }
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Debits the ledger for `task`; nothing is trained that is not paid for.
+    fn prepare(&mut self, task: &Task, plan: std::sync::Arc<Plan>) -> Result<Job, String> {
+        let named = plan.client(&self.id).ok_or("the plan no longer names this client")?;
+        let privacy = plan.privacy_plan(named).map_err(|e| e.to_string())?;
+        let dataset = self.records.load(&plan.data).map_err(|error| {
+            warn!(error = format!("{error:#}"), "the data cannot be read");
+            "this institution's data cannot be read".to_owned()
+        })?;
+        let (mechanisms, digest) = match &privacy {
+            Some(privacy) => (privacy.round_mechanisms(), privacy.digest()),
+            None => (vec![Mechanism::Exempt], task.plan.0),
+        };
+        let key = ReservationKey { run: task.run.to_string(), round: task.round };
+        let reservation = self.store.reserve(key, mechanisms, digest).map_err(|e| e.to_string())?;
+        Ok(Job {
+            task: task.clone(),
+            plan,
+            client: self.id.clone(),
+            privacy,
+            reservation,
+            dataset,
+            device: self.settings.config.device,
+            blobs: self.store.blobs(),
+        })
+    }
+
+    /// Releases what was trained: commit first, then it may leave.
+    async fn trained(
+        &mut self,
+        link: &mut Link,
+        (task, trained): (Task, Trained),
+    ) -> anyhow::Result<Result<(), String>> {
+        if !self.parts.contains_key(&task.run) {
+            debug!(run = %task.run, round = task.round, "trained for a run that has ended");
+            return Ok(Ok(()));
+        }
+        let release = match trained {
+            Ok(release) => release,
+            Err(error) => {
+                warn!(run = %task.run, round = task.round, error = format!("{error:#}"), "training failed");
+                let reason = "training failed; the steward sees the reason in the node's log";
+                return self.failed(link, &task, reason.to_owned()).await;
+            }
+        };
+        let run = task.run.clone();
+        let update =
+            Update { run: task.run, round: task.round, plan: task.plan, base: task.model, release };
+        let event = self.store.released(&update).context("the release cannot be recorded")?;
+        let spent = self.store.ledger().spent().epsilon;
+        info!(%run, round = task.round, epsilon_spent = format!("{spent:.3}"), "update released");
+        self.step(link, &run, event).await
+    }
+
+    async fn failed(
+        &mut self,
+        link: &mut Link,
+        task: &Task,
+        reason: String,
+    ) -> anyhow::Result<Result<(), String>> {
+        warn!(run = %task.run, round = task.round, reason, "round not trained");
+        let run = task.run.clone();
+        self.step(link, &run, ParticipantEvent::Failed { round: task.round, reason }).await
+    }
+}
+
+/// A refusal ends the matter with a line in the log; only a lost connection is an error.
+fn settle(run: &RunId, result: Result<(), CallError>) -> Result<(), String> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(CallError::Refused(status)) => {
+            warn!(%run, reason = status.message(), "the coordinator refused");
+            Ok(())
+        }
+        Err(CallError::Lost(why)) => Err(why),
+    }
+}
+
+/// The next assignment, or why there is none.
+async fn next(assignments: &mut Streaming<v1::Assignment>) -> Result<v1::Assignment, String> {
+    match assignments.message().await {
+        Ok(Some(assignment)) => Ok(assignment),
+        Ok(None) => Err("the coordinator ended the stream".to_owned()),
+        Err(status) => Err(status.message().to_owned()),
+    }
+}
+
+/// The end of the training under way; never, if there is none.
+async fn finished(training: &mut Option<(Task, oneshot::Receiver<Trained>)>) -> (Task, Trained) {
+    let Some((_, receiver)) = training else { return std::future::pending().await };
+    let trained = receiver.await;
+    let (task, _) = training.take().expect("it was there above");
+    (task, trained.unwrap_or_else(|_| Err(anyhow::anyhow!("the training thread panicked"))))
+}
+
+fn now() -> Time {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Time(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

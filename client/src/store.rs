@@ -1,0 +1,226 @@
+//! What a node keeps: its journal (runs, ledger, everything that left), blobs (models and
+//! updates), and the sled index of runs that have ended, rebuilt from the journal when it does
+//! not match.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use comity_federation::{Participant, ParticipantEvent, Plan, RunId, Time, Update};
+use comity_journal::{BlobStore, DirLock, Index, IndexState, Journal, JournalError};
+use comity_privacy::{
+    Ledger, LedgerEntry, LedgerStore, Limit, Mechanism, PrivacyError, Reservation, ReservationKey,
+};
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+/// Tree of [`EndedRun`]s.
+const ENDED: &str = "ended";
+
+/// One line of the journal.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "entry", rename_all = "snake_case")]
+pub(crate) enum Entry {
+    /// The coordinator offered a plan.
+    Offered { run: RunId, plan: Box<Plan>, now: Time },
+    /// This node's part in a run took an event.
+    Stepped { run: RunId, event: ParticipantEvent },
+    /// The ledger was debited.
+    Ledger { ledger: LedgerEntry },
+    /// An update was released: the ledger's commit and the event, in one record, because a crash
+    /// between the two would leave an update that may neither leave nor be trained again.
+    Released { ledger: LedgerEntry, run: RunId, event: ParticipantEvent },
+}
+
+/// A run that is over, as the index keeps it.
+#[derive(Debug, Serialize, Deserialize)]
+struct EndedRun {
+    name: String,
+    status: String,
+}
+
+/// One run in which this node takes part.
+pub(crate) struct Part {
+    pub(crate) participant: Participant,
+    pub(crate) plan: Arc<Plan>,
+}
+
+/// What a journal holds, folded.
+#[derive(Default)]
+pub(crate) struct Folded {
+    pub(crate) parts: BTreeMap<RunId, Part>,
+    pub(crate) ledger: Vec<LedgerEntry>,
+}
+
+impl Folded {
+    /// Takes one record.
+    pub(crate) fn fold(&mut self, record: comity_journal::Record) -> Result<(), JournalError> {
+        match record.json::<Entry>()? {
+            Entry::Offered { run, plan, .. } => {
+                let participant = Participant::new(run.clone(), plan.digest());
+                self.parts.insert(run, Part { participant, plan: Arc::new(*plan) });
+                Ok(())
+            }
+            Entry::Stepped { run, event } => self.step(&record, &run, event),
+            Entry::Ledger { ledger } => {
+                self.ledger.push(ledger);
+                Ok(())
+            }
+            Entry::Released { ledger, run, event } => {
+                self.ledger.push(ledger);
+                self.step(&record, &run, event)
+            }
+        }
+    }
+
+    fn step(
+        &mut self,
+        record: &comity_journal::Record,
+        run: &RunId,
+        event: ParticipantEvent,
+    ) -> Result<(), JournalError> {
+        let part = self
+            .parts
+            .get_mut(run)
+            .ok_or_else(|| record.refuse(format!("run {run} was never offered")))?;
+        part.participant.step(event).map(|_| ()).map_err(|e| record.refuse(e))
+    }
+}
+
+/// The node's durable state; one process at a time.
+pub(crate) struct Store {
+    journal: Journal,
+    blobs: Arc<BlobStore>,
+    index: Index,
+    ledger: Ledger,
+    _lock: DirLock,
+}
+
+impl Store {
+    /// Opens everything in `dir` and replays the journal into the runs that are not over.
+    pub(crate) fn open(dir: &Path, limit: Limit) -> anyhow::Result<(Self, BTreeMap<RunId, Part>)> {
+        std::fs::create_dir_all(dir)
+            .with_context(|| format!("folder {} cannot be made", dir.display()))?;
+        let lock = DirLock::acquire(dir)?;
+        let mut folded = Folded::default();
+        let journal = Journal::open_with(journal_path(dir), |record| folded.fold(record))?;
+        if journal.recovered_bytes() > 0 {
+            warn!(bytes = journal.recovered_bytes(), "unfinished journal record removed");
+        }
+        let Folded { mut parts, ledger } = folded;
+        let ledger = Ledger::replay(limit, ledger)?;
+        let blobs = Arc::new(BlobStore::open(dir.join("blobs"))?);
+        let (index, state) = Index::open(dir.join("index"), journal.head())?;
+        if let Some(aside) = index.set_aside() {
+            warn!(reason = aside.reason, moved_to = %aside.path.display(), "index set aside");
+        }
+        let store = Self { journal, blobs, index, ledger, _lock: lock };
+        if state == IndexState::Fresh {
+            for (run, part) in &parts {
+                store.put_if_ended(run, part)?;
+            }
+            store.mark()?;
+            info!(runs = parts.len(), "index rebuilt from the journal");
+        }
+        parts.retain(|_, part| part.participant.ended().is_none());
+        Ok((store, parts))
+    }
+
+    /// Notes an offered plan.
+    pub(crate) fn offered(&mut self, run: &RunId, plan: &Plan, now: Time) -> anyhow::Result<Part> {
+        let plan = plan.clone();
+        let entry = Entry::Offered { run: run.clone(), plan: Box::new(plan.clone()), now };
+        self.journal.append_json(&entry)?;
+        self.mark()?;
+        let participant = Participant::new(run.clone(), plan.digest());
+        Ok(Part { participant, plan: Arc::new(plan) })
+    }
+
+    /// Makes a step of `part` durable, after the fact that it was accepted.
+    pub(crate) fn stepped(
+        &mut self,
+        run: &RunId,
+        part: &Part,
+        event: ParticipantEvent,
+    ) -> anyhow::Result<()> {
+        self.journal.append_json(&Entry::Stepped { run: run.clone(), event })?;
+        self.put_if_ended(run, part)?;
+        self.mark()
+    }
+
+    /// Debits the ledger durably for one round.
+    pub(crate) fn reserve(
+        &mut self,
+        key: ReservationKey,
+        mechanisms: Vec<Mechanism>,
+        plan_digest: [u8; 32],
+    ) -> Result<Reservation, PrivacyError> {
+        let mut lines =
+            Lines { journal: &mut self.journal, wrap: |ledger| Entry::Ledger { ledger } };
+        self.ledger.reserve(&mut lines, key, mechanisms, plan_digest)
+    }
+
+    /// Stores a released update, and commits it with its event in one record; only then may it
+    /// leave.
+    pub(crate) fn released(&mut self, update: &Update) -> anyhow::Result<ParticipantEvent> {
+        let contribution = update.contribution();
+        let stored = self.blobs.put(&update.delta_bytes())?;
+        assert_eq!(stored, contribution.update.0, "both are BLAKE3 of the same bytes");
+        let event = ParticipantEvent::Trained { contribution };
+        let run = update.run.clone();
+        let mut lines = Lines {
+            journal: &mut self.journal,
+            wrap: |ledger| Entry::Released { ledger, run: run.clone(), event: event.clone() },
+        };
+        self.ledger.commit(&mut lines, update.release.receipt(), stored)?;
+        self.mark()?;
+        Ok(event)
+    }
+
+    /// Whether `run` is over as far as this node knows.
+    pub(crate) fn has_ended(&self, run: &RunId) -> anyhow::Result<bool> {
+        Ok(self.index.get_json::<EndedRun>(ENDED, run.as_str())?.is_some())
+    }
+
+    /// The models and updates.
+    pub(crate) fn blobs(&self) -> Arc<BlobStore> {
+        Arc::clone(&self.blobs)
+    }
+
+    /// The privacy that was spent.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    fn put_if_ended(&self, run: &RunId, part: &Part) -> anyhow::Result<()> {
+        if let Some(status) = part.participant.ended() {
+            let ended = EndedRun { name: part.plan.name.clone(), status: status.to_owned() };
+            self.index.put_json(ENDED, run.as_str(), &ended)?;
+        }
+        Ok(())
+    }
+
+    fn mark(&self) -> anyhow::Result<()> {
+        let (seq, hash) = self.journal.head();
+        Ok(self.index.mark_applied(seq, hash)?)
+    }
+}
+
+/// Where the journal of a node lies.
+pub(crate) fn journal_path(dir: &Path) -> std::path::PathBuf {
+    dir.join("journal.log")
+}
+
+/// Writes ledger entries as lines of the journal.
+struct Lines<'a, W> {
+    journal: &'a mut Journal,
+    wrap: W,
+}
+
+impl<W: Fn(LedgerEntry) -> Entry> LedgerStore for Lines<'_, W> {
+    fn append(&mut self, entry: &LedgerEntry) -> Result<(), String> {
+        let entry = (self.wrap)(entry.clone());
+        self.journal.append_json(&entry).map(|_| ()).map_err(|e| e.to_string())
+    }
+}

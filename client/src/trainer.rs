@@ -1,0 +1,93 @@
+//! One training at a time, on a thread of its own, so that the connection stays alive meanwhile.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use comity_burn_models::{DeviceChoice, LocalRound, data_contract, local_round};
+use comity_datasets::{Dataset, Source};
+use comity_federation::{ClientId, DataContract, Parameters, Plan, RoundOutput, Task};
+use comity_journal::BlobStore;
+use comity_privacy::{PrivacyPlan, Randomness, Released, Reservation};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::sync::oneshot;
+
+/// The institution's data, read when a plan first needs them and kept while plans agree on them.
+pub(crate) struct Records {
+    source: Source,
+    base: PathBuf,
+    loaded: Option<(DataContract, Arc<Dataset>)>,
+}
+
+impl Records {
+    pub(crate) fn new(source: Source, base: PathBuf) -> Self {
+        Self { source, base, loaded: None }
+    }
+
+    /// The data set, checked against what the plan says it looks like.
+    pub(crate) fn load(&mut self, contract: &DataContract) -> anyhow::Result<Arc<Dataset>> {
+        if let Some((known, dataset)) = &self.loaded
+            && known.shape == contract.shape
+            && known.classes == contract.classes
+        {
+            return Ok(Arc::clone(dataset));
+        }
+        let expected = data_contract(contract, &self.source);
+        let dataset = Arc::new(self.source.load(&self.base, &expected)?);
+        self.loaded = Some((contract.clone(), Arc::clone(&dataset)));
+        Ok(dataset)
+    }
+}
+
+/// A round that was paid for and can be trained.
+pub(crate) struct Job {
+    pub(crate) task: Task,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) client: ClientId,
+    pub(crate) privacy: Option<PrivacyPlan>,
+    pub(crate) reservation: Reservation,
+    pub(crate) dataset: Arc<Dataset>,
+    pub(crate) device: DeviceChoice,
+    pub(crate) blobs: Arc<BlobStore>,
+}
+
+/// What a training ends in.
+pub(crate) type Trained = anyhow::Result<Released<RoundOutput>>;
+
+/// Starts the training; a thread that panics shows as a closed channel.
+pub(crate) fn start(job: Job) -> oneshot::Receiver<Trained> {
+    let (sender, receiver) = oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = sender.send(train(job));
+    });
+    receiver
+}
+
+fn train(job: Job) -> Trained {
+    let base = Parameters::from_bytes(&job.blobs.read_all(&job.task.model.0)?)
+        .context("the round's model is not a list of numbers")?;
+    let device = job.device.open()?;
+    let round = LocalRound {
+        plan: &job.plan,
+        round: job.task.round,
+        client: &job.client,
+        base: &base,
+        dataset: &job.dataset,
+        device: &device,
+    };
+    let privacy = match &job.privacy {
+        Some(plan) => Some((plan, Randomness::from_os()?)),
+        None => None,
+    };
+    let bar = ProgressBar::new(0).with_style(
+        ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} steps, {eta} left")
+            .expect("the template is well-formed"),
+    );
+    bar.set_prefix(format!("{} round {}", job.task.run, job.task.round));
+    let result = local_round(&round, privacy, job.reservation, &mut |step, n_steps| {
+        bar.set_length(u64::from(n_steps));
+        bar.set_position(u64::from(step));
+    });
+    bar.finish_and_clear();
+    Ok(result?)
+}

@@ -1,0 +1,101 @@
+//! Folds a round's updates into the next model, chunk by chunk: memory does not grow with the
+//! model or with the number of clients.
+
+use std::io::Read as _;
+
+use anyhow::{Context as _, ensure};
+use comity_federation::{Accumulator, Aggregation, ModelDigest, UpdateDigest, aggregate};
+use comity_journal::BlobStore;
+
+/// Coordinates folded at once.
+const CHUNK_COORDINATES: usize = 1 << 16;
+
+/// The next model of a round: `base` plus the strategy's step on `updates`, stored as a blob.
+pub(crate) fn fold(
+    blobs: &BlobStore,
+    settings: &Aggregation,
+    base: ModelDigest,
+    updates: &[(UpdateDigest, u64)],
+) -> anyhow::Result<ModelDigest> {
+    let mut base = blobs.reader(&base.0).context("the round's model is missing")?;
+    let mut readers = Vec::with_capacity(updates.len());
+    for (digest, weight) in updates {
+        let reader = blobs.reader(&digest.0).with_context(|| format!("update {digest}"))?;
+        ensure!(reader.len() == base.len(), "update {digest} has another length than the model");
+        readers.push((reader, *weight));
+    }
+    let mut next = blobs.writer()?;
+    let mut left = base.len();
+    let mut model_bytes = vec![0; CHUNK_COORDINATES * 4];
+    let mut update_bytes = vec![0; CHUNK_COORDINATES * 4];
+    let mut values = Vec::with_capacity(CHUNK_COORDINATES);
+    while left > 0 {
+        let n = usize::try_from(left).unwrap_or(usize::MAX).min(model_bytes.len());
+        base.read_exact(&mut model_bytes[..n])?;
+        values.clear();
+        values.extend(model_bytes[..n].as_chunks::<4>().0.iter().map(|w| f32::from_le_bytes(*w)));
+        let mut sum = Accumulator::new(values.len());
+        for (reader, weight) in &mut readers {
+            reader.read_exact(&mut update_bytes[..n])?;
+            sum.add(&update_bytes[..n], *weight);
+        }
+        let after = aggregate(settings, &values, &sum);
+        ensure!(after.iter().all(|v| v.is_finite()), "the aggregated model is not finite");
+        for (word, value) in model_bytes.chunks_exact_mut(4).zip(&after) {
+            word.copy_from_slice(&value.to_le_bytes());
+        }
+        next.write(&model_bytes[..n])?;
+        left -= n as u64;
+    }
+    Ok(ModelDigest(next.finish()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use comity_federation::{FixedPoint, Parameters, Strategy};
+
+    #[test]
+    fn folding_by_chunks_equals_folding_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = BlobStore::open(dir.path()).unwrap();
+        let settings = Aggregation {
+            strategy: Strategy::Fedavg,
+            server_learning_rate: 0.5,
+            fixed_point_bits: 22,
+        };
+        // More than two chunks, and a last one that is not full.
+        let n = 2 * CHUNK_COORDINATES + 17;
+        let base: Vec<f32> = (0..n).map(|i| (i % 1000) as f32 / 100.0).collect();
+        let grid = FixedPoint::new(22).unwrap();
+        let mut sum = Accumulator::new(n);
+        let mut updates = Vec::new();
+        for weight in [3u64, 5] {
+            let after: Vec<f32> = base.iter().map(|v| v * weight as f32 + 1.0).collect();
+            let bytes = grid.delta(&base, &after).unwrap().to_bytes();
+            sum.add(&bytes, weight);
+            updates.push((UpdateDigest(blobs.put(&bytes).unwrap()), weight));
+        }
+        let expected = Parameters::new(aggregate(&settings, &base, &sum));
+        let start = ModelDigest(blobs.put(&Parameters::new(base).to_bytes()).unwrap());
+        let next = fold(&blobs, &settings, start, &updates).unwrap();
+        assert_eq!(next, expected.digest());
+        updates.reverse();
+        assert_eq!(fold(&blobs, &settings, start, &updates).unwrap(), next);
+    }
+
+    #[test]
+    fn an_update_of_another_length_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = BlobStore::open(dir.path()).unwrap();
+        let settings = Aggregation {
+            strategy: Strategy::Fedavg,
+            server_learning_rate: 1.0,
+            fixed_point_bits: 22,
+        };
+        let base = ModelDigest(blobs.put(&[0; 8]).unwrap());
+        let update = UpdateDigest(blobs.put(&[0; 4]).unwrap());
+        let error = fold(&blobs, &settings, base, &[(update, 1)]).unwrap_err();
+        assert!(error.to_string().contains("another length"), "{error}");
+    }
+}

@@ -1,0 +1,486 @@
+//! The one task that owns every run: takes requests in turn, steps the machines, makes each step
+//! durable before its effects, and wakes those who wait for news.
+//!
+//! Because one task owns the machines there is no lock around them.  Those who follow (clients
+//! on their stream, operators who watch) are told only *that* something changed and ask for the
+//! state, so a slow or lost follower can miss nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use comity_federation::{
+    Admission, ClientId, Contribution, Effect, Event, ModelDigest, Outcome, Plan, PlanDigest,
+    PlanError, Rejection, Run, RunId, RunReport, Time,
+};
+use comity_journal::BlobStore;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info, warn};
+
+use crate::aggregate;
+use crate::store::{Entry, Store};
+
+/// Requests that wait for the driver; a service waits in turn when it is full.
+const REQUESTS_MAX: usize = 256;
+/// Longest sleep between ticks, so that a jump of the clock is noticed.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+
+/// Why the driver did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DriverError {
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error("there is no run {0}; `run list` shows those there are")]
+    UnknownRun(RunId),
+    #[error("the coordinator cannot store anything: {0}; see its log")]
+    Storage(String),
+    #[error("the coordinator is stopping; try again when it is back")]
+    Stopping,
+}
+
+/// What a client should know of one run.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Assignment {
+    /// The plan, which the client has not answered yet.
+    Offer { run: RunId, plan: Arc<Plan>, digest: PlanDigest, closes: Option<Time> },
+    /// A round that waits for the client.
+    Train { run: RunId, round: u32, plan: PlanDigest, model: ModelDigest, closes: Time },
+    /// The run is over.
+    Ended { report: RunReport },
+}
+
+type Reply<T> = oneshot::Sender<Result<T, DriverError>>;
+
+enum Request {
+    Launch { plan: Box<Plan>, by: String, reply: Reply<(RunId, PlanDigest)> },
+    Step { run: RunId, event: Event, reply: Reply<bool> },
+    Admit { run: RunId, client: ClientId, contribution: Contribution, reply: Reply<Admission> },
+    Assignments { client: ClientId, open: Vec<RunId>, reply: Reply<Vec<Assignment>> },
+    Plan { run: RunId, reply: Reply<Plan> },
+    Report { run: RunId, reply: Reply<RunReport> },
+    Reports { reply: Reply<Vec<RunReport>> },
+    Folded { run: RunId, round: u32, model: anyhow::Result<ModelDigest> },
+}
+
+/// A handle by which services reach the driver.
+#[derive(Clone)]
+pub(crate) struct DriverHandle {
+    requests: mpsc::Sender<Request>,
+    changes: watch::Receiver<u64>,
+    blobs: Arc<BlobStore>,
+}
+
+impl DriverHandle {
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, DriverError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| DriverError::Stopping)?;
+        answer.await.map_err(|_| DriverError::Stopping)?
+    }
+
+    /// Launches a run of `plan` in the name of the operator `by`.
+    pub(crate) async fn launch(
+        &self,
+        plan: Plan,
+        by: String,
+    ) -> Result<(RunId, PlanDigest), DriverError> {
+        self.ask(|reply| Request::Launch { plan: Box::new(plan), by, reply }).await
+    }
+
+    /// Gives `event` to `run`; returns whether anything changed.
+    pub(crate) async fn step(&self, run: RunId, event: Event) -> Result<bool, DriverError> {
+        self.ask(|reply| Request::Step { run, event, reply }).await
+    }
+
+    /// Whether an update would be accepted, before its bytes are taken.
+    pub(crate) async fn admit(
+        &self,
+        run: RunId,
+        client: ClientId,
+        contribution: Contribution,
+    ) -> Result<Admission, DriverError> {
+        self.ask(|reply| Request::Admit { run, client, contribution, reply }).await
+    }
+
+    /// What `client` should know now; `open` are the runs that it believes to be open.
+    pub(crate) async fn assignments(
+        &self,
+        client: ClientId,
+        open: Vec<RunId>,
+    ) -> Result<Vec<Assignment>, DriverError> {
+        self.ask(|reply| Request::Assignments { client, open, reply }).await
+    }
+
+    /// The plan of a run, open or ended.
+    pub(crate) async fn plan(&self, run: RunId) -> Result<Plan, DriverError> {
+        self.ask(|reply| Request::Plan { run, reply }).await
+    }
+
+    /// The report of a run, open or ended.
+    pub(crate) async fn report(&self, run: RunId) -> Result<RunReport, DriverError> {
+        self.ask(|reply| Request::Report { run, reply }).await
+    }
+
+    /// All runs, without their rounds.
+    pub(crate) async fn reports(&self) -> Result<Vec<RunReport>, DriverError> {
+        self.ask(|reply| Request::Reports { reply }).await
+    }
+
+    /// Changes whenever any run does; closes when the coordinator stops.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    /// The models and updates.
+    pub(crate) fn blobs(&self) -> &Arc<BlobStore> {
+        &self.blobs
+    }
+}
+
+/// The driver; [`Driver::run`] is its task.
+pub(crate) struct Driver {
+    federation: String,
+    store: Store,
+    runs: BTreeMap<RunId, Run>,
+    requests: mpsc::Receiver<Request>,
+    /// To hand to background folds.
+    to_self: mpsc::WeakSender<Request>,
+    changes: watch::Sender<u64>,
+}
+
+impl Driver {
+    /// A driver over what the store replayed, and a handle to it.
+    pub(crate) fn new(
+        federation: String,
+        store: Store,
+        runs: BTreeMap<RunId, Run>,
+    ) -> (Self, DriverHandle) {
+        let (sender, requests) = mpsc::channel(REQUESTS_MAX);
+        let (changes, news) = watch::channel(0);
+        let handle = DriverHandle { requests: sender.clone(), changes: news, blobs: store.blobs() };
+        let to_self = sender.downgrade();
+        (Self { federation, store, runs, requests, to_self, changes }, handle)
+    }
+
+    /// Serves requests until every handle is gone or `stop` fires.
+    ///
+    /// # Errors
+    /// If something cannot be made durable: nothing more may then be promised to anybody.
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) -> anyhow::Result<()> {
+        for run in self.runs.values() {
+            info!(run = %run.id(), status = run.report().status.as_str(), "run resumed");
+            if let Some(effect @ Effect::Aggregate { .. }) = run.pending() {
+                self.perform(run.id(), run.plan(), effect);
+            }
+        }
+        loop {
+            let wait = self.until_next_deadline();
+            tokio::select! {
+                request = self.requests.recv() => match request {
+                    Some(request) => self.serve(request)?,
+                    None => return Ok(()),
+                },
+                () = tokio::time::sleep(wait) => self.tick()?,
+                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            }
+        }
+    }
+
+    fn until_next_deadline(&self) -> Duration {
+        let now = now();
+        self.runs
+            .values()
+            .filter_map(Run::deadline)
+            .map(|deadline| Duration::from_millis(deadline.0.saturating_sub(now.0)))
+            .min()
+            .unwrap_or(SLEEP_MAX)
+            .min(SLEEP_MAX)
+    }
+
+    fn tick(&mut self) -> anyhow::Result<()> {
+        let now = now();
+        let due: Vec<RunId> = self
+            .runs
+            .values()
+            .filter(|run| run.deadline().is_some_and(|deadline| deadline <= now))
+            .map(|run| run.id().clone())
+            .collect();
+        for run in due {
+            if let Err(refusal) = self.step(&run, Event::Tick)? {
+                warn!(%run, %refusal, "tick refused");
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, request: Request) -> anyhow::Result<()> {
+        // A reply that nobody waits for any more is dropped on purpose.
+        match request {
+            Request::Launch { plan, by, reply } => {
+                let _ = reply.send(self.launch(*plan, by)?);
+            }
+            Request::Step { run, event, reply } => {
+                let _ = reply.send(self.step(&run, event)?);
+            }
+            Request::Admit { run, client, contribution, reply } => {
+                let answer = match self.runs.get(&run) {
+                    Some(open) => open.admit(&client, &contribution).map_err(DriverError::from),
+                    None => self.admit_to_ended(&run, &client, &contribution),
+                };
+                let _ = reply.send(answer);
+            }
+            Request::Assignments { client, open, reply } => {
+                let _ = reply.send(self.assignments(&client, &open));
+            }
+            Request::Plan { run, reply } => {
+                let answer = self.plan(&run);
+                let _ = reply.send(answer);
+            }
+            Request::Report { run, reply } => {
+                let _ = reply.send(self.report(&run));
+            }
+            Request::Reports { reply } => {
+                let _ = reply.send(self.store.reports().map_err(|e| storage(&e)));
+            }
+            Request::Folded { run, round, model } => self.folded(&run, round, model)?,
+        }
+        Ok(())
+    }
+
+    fn launch(
+        &mut self,
+        plan: Plan,
+        by: String,
+    ) -> anyhow::Result<Result<(RunId, PlanDigest), DriverError>> {
+        // The same calibration that every client will do: an impossible target stops here.
+        for client in &plan.cohort.clients {
+            if let Err(refusal) = plan.privacy_plan(client) {
+                return Ok(Err(refusal.into()));
+            }
+        }
+        let now = now();
+        let start = match plan.manifest() {
+            Ok(manifest) => manifest.initial_parameters(plan.seed),
+            Err(refusal) => return Ok(Err(refusal.into())),
+        };
+        let start = ModelDigest(
+            self.store
+                .blobs()
+                .put(&start.to_bytes())
+                .context("the first model cannot be stored")?,
+        );
+        let digest = plan.digest();
+        let id = RunId::derive(&plan.name, &digest, &self.federation, now);
+        self.store.append(&Entry::Launched {
+            run: id.clone(),
+            plan: plan.clone(),
+            start,
+            now,
+            by: by.clone(),
+        })?;
+        let run = Run::new(id.clone(), plan, start, now);
+        self.store.index(&run)?;
+        info!(run = %id, plan = %digest, by, "run launched");
+        self.runs.insert(id.clone(), run);
+        self.announce();
+        Ok(Ok((id, digest)))
+    }
+
+    /// Steps `id` with `event`; the outer error is fatal, the inner one is the partner's.
+    fn step(&mut self, id: &RunId, event: Event) -> anyhow::Result<Result<bool, DriverError>> {
+        let Some(run) = self.runs.get_mut(id) else {
+            return Ok(Err(match self.report(id) {
+                Ok(report) => {
+                    let how = report.reason.unwrap_or_else(|| report.status.as_str().to_owned());
+                    Rejection::Ended(how).into()
+                }
+                Err(unknown) => unknown,
+            }));
+        };
+        let now = now();
+        let effects = match run.step(event.clone(), now) {
+            Ok(effects) => effects,
+            Err(refusal) => return Ok(Err(refusal.into())),
+        };
+        if effects.is_empty() {
+            return Ok(Ok(false));
+        }
+        log(id, &event);
+        let ended = run.outcome().is_some();
+        let plan = run.plan().clone();
+        let mut effects = effects.into_iter();
+        assert_eq!(effects.next(), Some(Effect::Record), "Record comes first");
+        self.store.append(&Entry::Stepped { run: id.clone(), now, event })?;
+        self.store.index(&self.runs[id])?;
+        for effect in effects {
+            self.perform(id, &plan, effect);
+        }
+        if ended {
+            self.runs.remove(id);
+        }
+        self.announce();
+        Ok(Ok(true))
+    }
+
+    fn perform(&self, id: &RunId, plan: &Plan, effect: Effect) {
+        match effect {
+            Effect::Record => {}
+            Effect::Invite { round, cohort, .. } => {
+                info!(run = %id, round, clients = cohort.len(), "round opened");
+            }
+            Effect::Aggregate { round, base, updates } => {
+                let blobs = self.store.blobs();
+                let settings = plan.aggregation.clone();
+                let run = id.clone();
+                let Some(to_self) = self.to_self.upgrade() else { return };
+                tokio::task::spawn_blocking(move || {
+                    let model = aggregate::fold(&blobs, &settings, base, &updates);
+                    // If the driver is gone, the fold is done again after the restart.
+                    let _ = to_self.blocking_send(Request::Folded { run, round, model });
+                });
+            }
+            Effect::Finish(Outcome::Finished(model)) => {
+                info!(run = %id, %model, "run finished");
+            }
+            Effect::Finish(Outcome::Aborted(reason)) => warn!(run = %id, reason, "run aborted"),
+        }
+    }
+
+    fn folded(
+        &mut self,
+        run: &RunId,
+        round: u32,
+        model: anyhow::Result<ModelDigest>,
+    ) -> anyhow::Result<()> {
+        let event = match model {
+            Ok(model) => Event::Aggregated { round, model },
+            Err(cause) => {
+                error!(%run, round, cause = format!("{cause:#}"), "round could not be aggregated");
+                let reason = format!("round {round} could not be aggregated: {cause:#}");
+                Event::Ordered { command: comity_federation::Command::Abort { reason } }
+            }
+        };
+        if let Err(refusal) = self.step(run, event)? {
+            // The operator may have aborted the run meanwhile.
+            info!(%run, round, %refusal, "aggregated model not wanted");
+        }
+        Ok(())
+    }
+
+    fn assignments(
+        &self,
+        client: &ClientId,
+        open: &[RunId],
+    ) -> Result<Vec<Assignment>, DriverError> {
+        let mut assignments = Vec::new();
+        for run in self.runs.values() {
+            if run.plan().client(client).is_none() {
+                continue;
+            }
+            if !run.has_answered(client) {
+                assignments.push(Assignment::Offer {
+                    run: run.id().clone(),
+                    plan: Arc::new(run.plan().clone()),
+                    digest: run.plan_digest(),
+                    closes: run.deadline(),
+                });
+            }
+            if let Some(Effect::Invite { round, cohort, model, closes }) = run.pending()
+                && cohort.contains(client)
+            {
+                assignments.push(Assignment::Train {
+                    run: run.id().clone(),
+                    round,
+                    plan: run.plan_digest(),
+                    model,
+                    closes,
+                });
+            }
+        }
+        for run in open.iter().filter(|run| !self.runs.contains_key(run)) {
+            match self.report(run) {
+                Ok(report) if report.clients.iter().any(|c| c.client == *client) => {
+                    assignments.push(Assignment::Ended { report });
+                }
+                Ok(_) | Err(DriverError::UnknownRun(_)) => {}
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(assignments)
+    }
+
+    /// An update for a run that has ended is welcome only if it was already counted.
+    fn admit_to_ended(
+        &self,
+        run: &RunId,
+        client: &ClientId,
+        contribution: &Contribution,
+    ) -> Result<Admission, DriverError> {
+        let report = self.report(run)?;
+        let counted = report.history.iter().any(|round| {
+            let mut known = round.contributions.iter();
+            round.round == contribution.round
+                && known.any(|c| c.client == *client && c.update == contribution.update)
+        });
+        if counted {
+            return Ok(Admission::AlreadyHere);
+        }
+        let how = report.reason.unwrap_or_else(|| report.status.as_str().to_owned());
+        Err(Rejection::Ended(how).into())
+    }
+
+    fn plan(&self, run: &RunId) -> Result<Plan, DriverError> {
+        if let Some(run) = self.runs.get(run) {
+            return Ok(run.plan().clone());
+        }
+        self.store
+            .plan(run)
+            .map_err(|e| storage(&e))?
+            .ok_or_else(|| DriverError::UnknownRun(run.clone()))
+    }
+
+    fn report(&self, run: &RunId) -> Result<RunReport, DriverError> {
+        if let Some(run) = self.runs.get(run) {
+            return Ok(run.report());
+        }
+        self.store
+            .report(run)
+            .map_err(|e| storage(&e))?
+            .ok_or_else(|| DriverError::UnknownRun(run.clone()))
+    }
+
+    fn announce(&self) {
+        self.changes.send_modify(|version| *version += 1);
+    }
+}
+
+fn storage(cause: &anyhow::Error) -> DriverError {
+    DriverError::Storage(format!("{cause:#}"))
+}
+
+/// What an operator would write in a logbook, and `debug` for the rest.
+fn log(run: &RunId, event: &Event) {
+    match event {
+        Event::CheckedIn { client, .. } => info!(%run, %client, "client checked in"),
+        Event::Declined { client, reason } => warn!(%run, %client, reason, "client declined"),
+        Event::Submitted { client, contribution } => {
+            info!(%run, %client, round = contribution.round, "contribution accepted");
+        }
+        Event::Withdrew { client, round, reason } => {
+            warn!(%run, %client, round, reason, "client withdrew");
+        }
+        Event::Aggregated { round, model } => {
+            info!(%run, round, model = model.short(), "model published");
+        }
+        Event::Ordered { .. } => info!(%run, "order taken"),
+        Event::Tick => info!(%run, "deadline passed"),
+    }
+}
+
+/// The operating system's clock, which the rules never read themselves.
+fn now() -> Time {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Time(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,190 @@
+//! The coordinator: hosts runs, takes updates, folds them, hands over models.
+//!
+//! Architecture Invariant: this crate never links burn; it averages integers, not tensors.
+//!
+//! Deliberately not here: the rules of a run (`federation`), certificates (`certs`), bytes
+//! (`proto`).
+
+mod aggregate;
+mod commands;
+mod config;
+mod driver;
+mod service;
+mod store;
+
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use comity_federation::{ClientId, RunId};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::Home;
+
+/// Coordinates runs of a federation over mTLS, and gives its operator the commands for it.
+#[derive(Parser)]
+#[command(
+    name = "comity-coordinator",
+    version,
+    after_help = "\
+Examples:
+  comity-coordinator init --federation east-asia-health --name coordinator.example.org
+  comity-coordinator certs issue KR/seoul-lab --out kr-certs
+  comity-coordinator serve
+  comity-coordinator run start plan.toml --watch
+  comity-coordinator model export RUN --out model.safetensors"
+)]
+struct Cli {
+    /// Folder of this coordinator: configuration, certificates, journal, models.
+    #[arg(long, short, global = true, default_value = "coordinator", value_name = "DIR")]
+    dir: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a new coordinator: its folder, root and issuing CA, server and operator certificates.
+    Init {
+        /// Short name of the federation, `a-z`, `0-9` and `-`; part of every certificate.
+        #[arg(long, value_name = "NAME")]
+        federation: String,
+        /// Address and port to listen on; port 0 takes a free one.
+        #[arg(long, default_value = "0.0.0.0:7443", value_name = "ADDRESS")]
+        listen: SocketAddr,
+        /// Host name or IP address by which clients reach it; may be given several times.
+        #[arg(long = "name", required = true, value_name = "HOST")]
+        names: Vec<String>,
+    },
+    /// Serve clients and operators until stopped with Ctrl-C.
+    Serve,
+    /// Certificates of the federation's members.
+    #[command(subcommand)]
+    Certs(CertsCommand),
+    /// Launch, list, show, watch and abort runs.
+    #[command(subcommand)]
+    Run(RunCommand),
+    /// Hand over models.
+    #[command(subcommand)]
+    Model(ModelCommand),
+}
+
+#[derive(Subcommand)]
+enum CertsCommand {
+    /// Make a key and a certificate for a client, such as KR/seoul-lab.
+    Issue {
+        /// COUNTRY/institution.
+        client: ClientId,
+        /// New folder for certificate.pem, key.pem and root.pem.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Days until it expires.
+        #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u16).range(1..=3650))]
+        days: u16,
+    },
+}
+
+#[derive(Subcommand)]
+enum RunCommand {
+    /// Launch a run of PLAN; prints the run's id.
+    Start {
+        /// The plan, TOML.
+        plan: PathBuf,
+        /// Stay and watch it, as `run watch` does.
+        #[arg(long)]
+        watch: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List all runs.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one run: its clients, and who contributed to which round.
+    Show {
+        /// As printed by `run start`.
+        run: RunId,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Watch a run until it has ended.
+    Watch {
+        /// As printed by `run start`.
+        run: RunId,
+        /// Print one JSON report a line, after every change.
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a run now.
+    Abort {
+        /// As printed by `run start`.
+        run: RunId,
+        /// Why; every client sees it.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum ModelCommand {
+    /// Write a run's model as a safetensors file.
+    Export {
+        /// As printed by `run start`.
+        run: RunId,
+        /// The model of this round (0: the initial one) instead of the latest.
+        #[arg(long)]
+        round: Option<u32>,
+        /// The file to write.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let home = Home::new(&cli.dir);
+    let result = match cli.command {
+        Command::Init { federation, listen, names } => {
+            commands::init::init(&home, federation, listen, names)
+        }
+        Command::Serve => commands::serve::serve(&home),
+        Command::Certs(CertsCommand::Issue { client, out, days }) => {
+            commands::certs::issue(&home, client, &out, days)
+        }
+        Command::Run(command) => match command {
+            RunCommand::Start { plan, watch, json } => {
+                commands::run::start(&home, &plan, watch, json)
+            }
+            RunCommand::List { json } => commands::run::list(&home, json),
+            RunCommand::Show { run, json } => commands::run::show(&home, &run, json),
+            RunCommand::Watch { run, json } => commands::run::watch(&home, &run, json),
+            RunCommand::Abort { run, reason } => commands::run::abort(&home, &run, reason),
+        },
+        Command::Model(ModelCommand::Export { run, round, out, json }) => {
+            commands::model::export(&home, &run, round, &out, json)
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! What operators may ask of the coordinator.
+
+use std::pin::Pin;
+
+use comity_federation::{Command, Event, Plan};
+use comity_proto::convert::run_id;
+use comity_proto::v1::control_server::Control;
+use comity_proto::v1::{self, export_part::Part};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status};
+
+use super::federation::stream_blob;
+use super::{identity, status};
+use crate::driver::{DriverError, DriverHandle};
+
+/// The service; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct ControlService {
+    pub(crate) driver: DriverHandle,
+}
+
+type Reply<T> = Result<Response<T>, Status>;
+type Sending<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Control for ControlService {
+    async fn start_run(&self, request: Request<v1::StartRunRequest>) -> Reply<v1::StartRunReply> {
+        let operator = identity::operator(&request)?;
+        let plan = Plan::from_toml(&request.get_ref().plan_toml)
+            .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let (run, digest) = self.driver.launch(plan, operator).await.map_err(status)?;
+        Ok(Response::new(v1::StartRunReply {
+            run_id: run.to_string(),
+            plan_digest: digest.0.to_vec().into(),
+        }))
+    }
+
+    async fn list_runs(&self, request: Request<v1::ListRunsRequest>) -> Reply<v1::ListRunsReply> {
+        identity::operator(&request)?;
+        let reports = self.driver.reports().await.map_err(status)?;
+        Ok(Response::new(v1::ListRunsReply {
+            runs: reports.into_iter().map(v1::RunReport::from).collect(),
+        }))
+    }
+
+    async fn show_run(&self, request: Request<v1::ShowRunRequest>) -> Reply<v1::RunReport> {
+        identity::operator(&request)?;
+        let run = run_id(&request.get_ref().run_id)?;
+        Ok(Response::new(self.driver.report(run).await.map_err(status)?.into()))
+    }
+
+    type WatchRunStream = Sending<v1::RunReport>;
+
+    async fn watch_run(
+        &self,
+        request: Request<v1::WatchRunRequest>,
+    ) -> Reply<Self::WatchRunStream> {
+        identity::operator(&request)?;
+        let run = run_id(&request.get_ref().run_id)?;
+        let driver = self.driver.clone();
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut changes = driver.changes();
+            let mut last = None;
+            loop {
+                changes.mark_unchanged();
+                let report = match driver.report(run.clone()).await {
+                    Ok(report) => report,
+                    Err(error) => {
+                        let _ = sender.send(Err(status(error))).await;
+                        return;
+                    }
+                };
+                let ended = report.status.is_terminal();
+                if last.as_ref() != Some(&report) {
+                    last = Some(report.clone());
+                    if sender.send(Ok(report.into())).await.is_err() {
+                        return;
+                    }
+                }
+                if ended {
+                    return;
+                }
+                tokio::select! {
+                    changed = changes.changed() => if changed.is_err() { return },
+                    () = sender.closed() => return,
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn abort_run(&self, request: Request<v1::AbortRunRequest>) -> Reply<v1::AbortRunReply> {
+        let operator = identity::operator(&request)?;
+        let request = request.into_inner();
+        let run = run_id(&request.run_id)?;
+        let reason = match request.reason.trim() {
+            "" => format!("aborted by operator {operator}"),
+            reason => format!("aborted by operator {operator}: {reason}"),
+        };
+        let event = Event::Ordered { command: Command::Abort { reason } };
+        self.driver.step(run, event).await.map_err(status)?;
+        Ok(Response::new(v1::AbortRunReply {}))
+    }
+
+    type ExportModelStream = Sending<v1::ExportPart>;
+
+    async fn export_model(
+        &self,
+        request: Request<v1::ExportModelRequest>,
+    ) -> Reply<Self::ExportModelStream> {
+        identity::operator(&request)?;
+        let request = request.into_inner();
+        let run = run_id(&request.run_id)?;
+        let report = self.driver.report(run.clone()).await.map_err(status)?;
+        let (round, model) = match request.round {
+            None => {
+                (report.history.iter().filter(|r| r.model.is_some()).count() as u32, report.model)
+            }
+            Some(0) => {
+                let start = report.history.first().map_or(report.model, |first| first.base);
+                (0, start)
+            }
+            Some(round) => {
+                let record = report.history.iter().find(|r| r.round == round);
+                let model = record.and_then(|r| r.model).ok_or_else(|| {
+                    Status::not_found(format!("round {round} of run {run} has no model yet"))
+                })?;
+                (round, model)
+            }
+        };
+        let plan = self.driver.plan(run.clone()).await.map_err(status)?;
+        let manifest = plan.manifest().map_err(|e| status(DriverError::Plan(e)))?;
+        let header = v1::ExportHeader {
+            run_id: run.to_string(),
+            round,
+            model_digest: model.0.to_vec().into(),
+            n_parameters: manifest.n_parameters() as u64,
+            tensors: manifest
+                .tensors
+                .iter()
+                .map(|tensor| v1::TensorSpec {
+                    name: tensor.name.clone(),
+                    shape: tensor.shape.iter().map(|side| *side as u64).collect(),
+                })
+                .collect(),
+        };
+        let header = v1::ExportPart { part: Some(Part::Header(header)) };
+        let chunks = stream_blob(&self.driver, model.0, 0)?;
+        let parts = tokio_stream::once(Ok(header)).chain(
+            chunks
+                .map(|chunk| chunk.map(|chunk| v1::ExportPart { part: Some(Part::Chunk(chunk)) })),
+        );
+        Ok(Response::new(Box::pin(parts)))
+    }
+}

@@ -1,0 +1,314 @@
+//! What clients may ask of the coordinator.
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use comity_federation::{Admission, Contribution, Event, ModelDigest, RunId};
+use comity_proto::chunk::{CHUNK_BYTES, Reassembly};
+use comity_proto::convert::{digest, run_id};
+use comity_proto::limits::PROGRESS_TIMEOUT;
+use comity_proto::v1::federation_server::Federation;
+use comity_proto::v1::{self, assignment::What, update_part::Part};
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::debug;
+
+use super::{identity, status};
+use crate::driver::{Assignment, DriverHandle};
+
+/// Most runs that a client may name when it begins to follow.
+const OPEN_RUNS_MAX: usize = 10_000;
+/// Messages that wait for a slow client on one stream.
+const STREAM_QUEUE: usize = 4;
+/// How often a quiet stream checks whether the coordinator is stopping.
+const NEWS_PAUSE: Duration = Duration::from_secs(30);
+
+/// The service; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct FederationService {
+    pub(crate) driver: DriverHandle,
+    pub(crate) federation: String,
+}
+
+type Reply<T> = Result<Response<T>, Status>;
+type Sending<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Federation for FederationService {
+    async fn hello(&self, request: Request<v1::HelloRequest>) -> Reply<v1::HelloReply> {
+        let identity = request.extensions().get::<comity_certs::Identity>();
+        let you = identity.map(|identity| identity.role.to_string()).unwrap_or_default();
+        let protocol = comity_proto::PROTOCOL;
+        if request.get_ref().protocol != protocol {
+            return Err(Status::failed_precondition(format!(
+                "the client speaks protocol {}, the coordinator {protocol}; update the older one",
+                request.get_ref().protocol
+            )));
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Ok(Response::new(v1::HelloReply {
+            protocol,
+            software: concat!("comity-coordinator ", env!("CARGO_PKG_VERSION")).to_owned(),
+            federation: self.federation.clone(),
+            you,
+            now_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+        }))
+    }
+
+    type FollowStream = Sending<v1::Assignment>;
+
+    async fn follow(&self, request: Request<v1::FollowRequest>) -> Reply<Self::FollowStream> {
+        let client = identity::client(&request)?;
+        let open = request.into_inner().open_run_ids;
+        if open.len() > OPEN_RUNS_MAX {
+            return Err(Status::invalid_argument(format!("more than {OPEN_RUNS_MAX} open runs")));
+        }
+        let mut open = open.iter().map(|id| run_id(id)).collect::<Result<BTreeSet<RunId>, _>>()?;
+        let driver = self.driver.clone();
+        let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
+        tokio::spawn(async move {
+            let mut changes = driver.changes();
+            let mut sent = BTreeSet::new();
+            loop {
+                changes.mark_unchanged();
+                let asked: Vec<RunId> = open.iter().cloned().collect();
+                let assignments = match driver.assignments(client.clone(), asked).await {
+                    Ok(assignments) => assignments,
+                    Err(error) => {
+                        let _ = sender.send(Err(status(error))).await;
+                        return;
+                    }
+                };
+                for assignment in assignments {
+                    let (run, key) = key(&assignment);
+                    if matches!(assignment, Assignment::Ended { .. }) {
+                        open.remove(&run);
+                    } else {
+                        open.insert(run);
+                    }
+                    if sent.insert(key) {
+                        let message = match message(assignment, &driver) {
+                            Ok(message) => message,
+                            Err(error) => {
+                                let _ = sender.send(Err(error)).await;
+                                return;
+                            }
+                        };
+                        if sender.send(Ok(message)).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                tokio::select! {
+                    changed = changes.changed() => if changed.is_err() { return },
+                    () = sender.closed() => return,
+                    () = tokio::time::sleep(NEWS_PAUSE) => {}
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn check_in(&self, request: Request<v1::CheckInRequest>) -> Reply<v1::CheckInReply> {
+        let client = identity::client(&request)?;
+        let request = request.into_inner();
+        let plan = digest("plan_digest", &request.plan_digest)?;
+        let event = Event::CheckedIn { client, plan: comity_federation::PlanDigest(plan) };
+        self.driver.step(run_id(&request.run_id)?, event).await.map_err(status)?;
+        Ok(Response::new(v1::CheckInReply {}))
+    }
+
+    async fn decline(&self, request: Request<v1::DeclineRequest>) -> Reply<v1::DeclineReply> {
+        let client = identity::client(&request)?;
+        let request = request.into_inner();
+        let event = Event::Declined { client, reason: request.reason };
+        self.driver.step(run_id(&request.run_id)?, event).await.map_err(status)?;
+        Ok(Response::new(v1::DeclineReply {}))
+    }
+
+    async fn withdraw(&self, request: Request<v1::WithdrawRequest>) -> Reply<v1::WithdrawReply> {
+        let client = identity::client(&request)?;
+        let request = request.into_inner();
+        let event = Event::Withdrew { client, round: request.round, reason: request.reason };
+        self.driver.step(run_id(&request.run_id)?, event).await.map_err(status)?;
+        Ok(Response::new(v1::WithdrawReply {}))
+    }
+
+    type FetchModelStream = Sending<v1::Chunk>;
+
+    async fn fetch_model(
+        &self,
+        request: Request<v1::FetchModelRequest>,
+    ) -> Reply<Self::FetchModelStream> {
+        let client = identity::client(&request)?;
+        let request = request.into_inner();
+        let run = run_id(&request.run_id)?;
+        let wanted = digest("digest", &request.digest)?;
+        let report = self.driver.report(run).await.map_err(status)?;
+        // Only models of a run that names the client, so that a digest opens no other blob.
+        let named = report.clients.iter().any(|c| c.client == client);
+        let known =
+            report.model.0 == wanted || report.history.iter().any(|round| round.base.0 == wanted);
+        if !named || !known {
+            return Err(Status::not_found(format!(
+                "run {} has no model {} for {client}",
+                report.run,
+                ModelDigest(wanted)
+            )));
+        }
+        Ok(Response::new(stream_blob(&self.driver, wanted, request.offset)?))
+    }
+
+    async fn submit_update(
+        &self,
+        request: Request<Streaming<v1::UpdatePart>>,
+    ) -> Reply<v1::SubmitReply> {
+        let client = identity::client(&request)?;
+        let mut parts = request.into_inner();
+        let Some(v1::UpdatePart { part: Some(Part::Header(header)) }) = next(&mut parts).await?
+        else {
+            return Err(Status::invalid_argument("an update begins with its header"));
+        };
+        let run = run_id(&header.run_id)?;
+        let total = header.total_bytes;
+        let contribution = Contribution::try_from(header)?;
+        if total != contribution.delta_bytes() {
+            return Err(Status::invalid_argument(format!(
+                "update header: {total} bytes for {} parameters of four bytes",
+                contribution.n_parameters
+            )));
+        }
+        let admission = self
+            .driver
+            .admit(run.clone(), client.clone(), contribution.clone())
+            .await
+            .map_err(status)?;
+        if admission == Admission::AlreadyHere {
+            return Ok(Response::new(v1::SubmitReply { already_had_it: true }));
+        }
+        let blobs = Arc::clone(self.driver.blobs());
+        let mut writer = Some(blocking(move || blobs.writer()).await?);
+        let mut reassembly = Reassembly::new(total);
+        while let Some(part) = next(&mut parts).await? {
+            let Some(Part::Chunk(chunk)) = part.part else {
+                return Err(Status::invalid_argument("an update has one header, then chunks"));
+            };
+            reassembly.accept(&chunk)?;
+            let mut open = writer.take().expect("put back after each chunk");
+            writer = Some(blocking(move || open.write(&chunk.data).map(|()| open)).await?);
+        }
+        reassembly.finish()?;
+        let open = writer.take().expect("put back after each chunk");
+        let expected = contribution.update.0;
+        blocking(move || open.finish_expecting(expected)).await?;
+        debug!(%run, %client, bytes = total, "update stored");
+        let event = Event::Submitted { client, contribution };
+        let changed = self.driver.step(run, event).await.map_err(status)?;
+        Ok(Response::new(v1::SubmitReply { already_had_it: !changed }))
+    }
+}
+
+/// The next message; an upload that makes no progress is given up, however slow the link.
+async fn next<T>(stream: &mut Streaming<T>) -> Result<Option<T>, Status> {
+    tokio::time::timeout(PROGRESS_TIMEOUT, stream.message()).await.map_err(|_| {
+        Status::deadline_exceeded(format!(
+            "no bytes for {} s; send the update again",
+            PROGRESS_TIMEOUT.as_secs()
+        ))
+    })?
+}
+
+/// Disk work off the network's threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, comity_journal::BlobError> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Status::internal(e.to_string()))?.map_err(
+        |error| match error {
+            comity_journal::BlobError::DigestMismatch { .. } => {
+                Status::data_loss(format!("{error}; send the update again"))
+            }
+            other => Status::internal(other.to_string()),
+        },
+    )
+}
+
+/// The blob's chunks from `offset` on, read as the peer takes them.
+pub(super) fn stream_blob(
+    driver: &DriverHandle,
+    wanted: [u8; 32],
+    offset: u64,
+) -> Result<Sending<v1::Chunk>, Status> {
+    let internal = |e: &dyn std::fmt::Display| Status::internal(e.to_string());
+    let mut reader = driver.blobs().reader(&wanted).map_err(|e| internal(&e))?;
+    if offset > reader.len() {
+        return Err(Status::out_of_range(format!("offset {offset} of {} bytes", reader.len())));
+    }
+    reader.seek(SeekFrom::Start(offset)).map_err(|e| internal(&e))?;
+    let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
+    tokio::task::spawn_blocking(move || {
+        let mut at = offset;
+        while at < reader.len() {
+            let n = (reader.len() - at).min(CHUNK_BYTES as u64);
+            let mut data = vec![0; n as usize];
+            let part = match reader.read_exact(&mut data) {
+                Ok(()) => Ok(v1::Chunk { offset: at, data: data.into() }),
+                Err(error) => Err(Status::internal(error.to_string())),
+            };
+            let failed = part.is_err();
+            if sender.blocking_send(part).is_err() || failed {
+                return;
+            }
+            at += n;
+        }
+    });
+    Ok(Box::pin(ReceiverStream::new(receiver)))
+}
+
+/// What tells one assignment from another on a stream.
+fn key(assignment: &Assignment) -> (RunId, String) {
+    match assignment {
+        Assignment::Offer { run, .. } => (run.clone(), format!("{run} offer")),
+        Assignment::Train { run, round, .. } => (run.clone(), format!("{run} train {round}")),
+        Assignment::Ended { report } => (report.run.clone(), format!("{} ended", report.run)),
+    }
+}
+
+fn message(assignment: Assignment, driver: &DriverHandle) -> Result<v1::Assignment, Status> {
+    let (run, what) = match assignment {
+        Assignment::Offer { run, plan, digest, closes } => (
+            run,
+            What::Offer(v1::Offer {
+                plan_json: plan.to_json().into(),
+                plan_digest: digest.0.to_vec().into(),
+                deadline_ms: closes.map_or(0, |t| t.0),
+            }),
+        ),
+        Assignment::Train { run, round, plan, model, closes } => {
+            let model_bytes =
+                driver.blobs().reader(&model.0).map_err(|e| Status::internal(e.to_string()))?.len();
+            let train = v1::Train {
+                round,
+                plan_digest: plan.0.to_vec().into(),
+                model_digest: model.0.to_vec().into(),
+                model_bytes,
+                closes_ms: closes.0,
+            };
+            (run, What::Train(train))
+        }
+        Assignment::Ended { report } => (
+            report.run,
+            What::Ended(v1::Ended {
+                status: report.status.as_str().to_owned(),
+                reason: report.reason.unwrap_or_default(),
+                model_digest: report.model.0.to_vec().into(),
+                rounds: report.round,
+            }),
+        ),
+    };
+    Ok(v1::Assignment { run_id: run.to_string(), what: Some(what) })
+}
