@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use comity_federation::{Participant, ParticipantEvent, Plan, RunId, Time, Update};
 use comity_journal::{BlobStore, DirLock, Index, IndexState, Journal, JournalError};
 use comity_privacy::{
-    Ledger, LedgerEntry, LedgerStore, Limit, Mechanism, PrivacyError, Reservation, ReservationKey,
+    Ledger, LedgerEntry, LedgerStore, Limit, Mechanism, Reservation, ReservationKey,
 };
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
@@ -155,10 +155,12 @@ impl Store {
         key: ReservationKey,
         mechanisms: Vec<Mechanism>,
         plan_digest: [u8; 32],
-    ) -> Result<Reservation, PrivacyError> {
+    ) -> anyhow::Result<Reservation> {
         let mut lines =
             Lines { journal: &mut self.journal, wrap: |ledger| Entry::Ledger { ledger } };
-        self.ledger.reserve(&mut lines, key, mechanisms, plan_digest)
+        let reservation = self.ledger.reserve(&mut lines, key, mechanisms, plan_digest)?;
+        self.mark()?;
+        Ok(reservation)
     }
 
     /// Stores a released update, and commits it with its event in one record; only then may it

@@ -1,3 +1,14 @@
-//! Placeholder.
+//! Whole-system tests: real processes, real certificates, real files, loopback only; and the
+//! rules of the repository (`tidy`).
+//!
+//! The harness is [`Deployment`]: one coordinator and any number of clients, each a process with
+//! a folder and certificates of its own.  The demo (`comity-demo`) drives the same harness.
+
+mod deployment;
+
+pub use deployment::{Binaries, ClientSetup, Deployment, Finished};
+
+#[cfg(test)]
+mod system;
 #[cfg(test)]
 mod tidy;

@@ -1,0 +1,390 @@
+//! A federation of real processes on loopback.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use comity_federation::{ClientId, RunReport};
+use serde_json::Value;
+
+/// How long a process may take to come up.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long between looks at something that another process does.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+
+/// Where the programs under test lie: beside this one.
+#[derive(Clone, Debug)]
+pub struct Binaries(PathBuf);
+
+impl Binaries {
+    /// The folder of the running program, or its parent for a test.
+    ///
+    /// # Errors
+    /// If the programs were not built.
+    pub fn find() -> anyhow::Result<Self> {
+        let exe = std::env::current_exe()?;
+        let mut dir = exe.parent().context("this program lies in no folder")?;
+        if dir.ends_with("deps") {
+            dir = dir.parent().context("deps lies in no folder")?;
+        }
+        for name in ["comity-coordinator", "comity-client", "comity-sim"] {
+            ensure!(
+                dir.join(name).exists(),
+                "{} is missing; build it with `cargo build --workspace`",
+                dir.join(name).display()
+            );
+        }
+        Ok(Self(dir.to_owned()))
+    }
+
+    /// A command that runs `name`.
+    #[must_use]
+    pub fn command(&self, name: &str) -> Command {
+        Command::new(self.0.join(name))
+    }
+}
+
+/// What a program that has ended printed.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// Its data.
+    pub stdout: String,
+    /// Its messages.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Runs `command` to its end.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn of(command: &mut Command) -> anyhow::Result<Self> {
+        let output = command
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("{:?} cannot be started", command.get_program()))?;
+        Ok(Self {
+            status: output.status,
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// The same, if it succeeded.
+    ///
+    /// # Errors
+    /// With what it printed, if it did not.
+    pub fn success(self) -> anyhow::Result<Self> {
+        ensure!(self.status.success(), "{}: {}{}", self.status, self.stderr, self.stdout);
+        Ok(self)
+    }
+
+    /// Its data as JSON.
+    ///
+    /// # Errors
+    /// If they are not JSON.
+    pub fn json(&self) -> anyhow::Result<Value> {
+        serde_json::from_str(&self.stdout).with_context(|| format!("not JSON: {}", self.stdout))
+    }
+}
+
+/// What a client of a [`Deployment`] is given.
+#[derive(Clone, Debug)]
+pub struct ClientSetup {
+    /// Who.
+    pub id: ClientId,
+    /// The line `source = …` of its configuration.
+    pub source: String,
+    /// Its declared number of records.
+    pub records: u64,
+    /// Its budget, (epsilon, delta).
+    pub budget: Option<(f64, f64)>,
+    /// Whether it allows runs without differential privacy.
+    pub without_dp: bool,
+}
+
+/// A process that is ended when it is dropped.
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    fn start(command: &mut Command, log: PathBuf) -> anyhow::Result<Self> {
+        let file = File::options().create(true).append(true).open(&log)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("{:?} cannot be started", command.get_program()))?;
+        Ok(Self { child, log })
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Asks it to end (SIGTERM) and waits.
+    fn stop(mut self) -> anyhow::Result<ExitStatus> {
+        let pid = self.child.id().to_string();
+        Finished::of(Command::new("kill").args(["-TERM", &pid]))?.success()?;
+        self.wait(Duration::from_secs(20))
+    }
+
+    fn wait(&mut self, timeout: Duration) -> anyhow::Result<ExitStatus> {
+        let end = Instant::now() + timeout;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(Instant::now() < end, "a process did not end; its log:\n{}", self.log());
+            std::thread::sleep(LOOK_PAUSE);
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Nothing to do about a process that is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One coordinator and its clients, each a process with a folder of its own.
+#[derive(Debug)]
+pub struct Deployment {
+    binaries: Binaries,
+    dir: PathBuf,
+    coordinator: Option<Process>,
+    clients: BTreeMap<ClientId, Process>,
+}
+
+impl Deployment {
+    /// Makes a coordinator of `federation` in `dir`, which does not serve yet.
+    ///
+    /// # Errors
+    /// If `init` fails.
+    pub fn init(binaries: Binaries, dir: &Path, federation: &str) -> anyhow::Result<Self> {
+        fs::create_dir_all(dir)?;
+        let made =
+            Self { binaries, dir: dir.to_owned(), coordinator: None, clients: BTreeMap::new() };
+        let init = ["init", "--federation", federation, "--listen", "127.0.0.1:0"];
+        made.operator(&[&init[..], &["--name", "127.0.0.1"]].concat())?.success()?;
+        Ok(made)
+    }
+
+    /// The coordinator's folder.
+    #[must_use]
+    pub fn coordinator_dir(&self) -> PathBuf {
+        self.dir.join("coordinator")
+    }
+
+    /// The folder of `client`.
+    #[must_use]
+    pub fn client_dir(&self, client: &ClientId) -> PathBuf {
+        self.dir.join(format!("{}-{}", client.country(), client.institution()))
+    }
+
+    /// Starts the coordinator and waits until it serves.
+    ///
+    /// # Errors
+    /// If it ends at once, with its log.
+    pub fn serve(&mut self) -> anyhow::Result<()> {
+        let address = self.coordinator_dir().join("address");
+        let _ = fs::remove_file(&address);
+        let mut command = self.binaries.command("comity-coordinator");
+        command.arg("--dir").arg(self.coordinator_dir()).arg("serve");
+        let mut process = Process::start(&mut command, self.dir.join("coordinator.log"))?;
+        let end = Instant::now() + START_TIMEOUT;
+        while !address.exists() {
+            if process.child.try_wait()?.is_some() || Instant::now() > end {
+                bail!("the coordinator does not serve:\n{}", process.log());
+            }
+            std::thread::sleep(LOOK_PAUSE);
+        }
+        self.coordinator = Some(process);
+        Ok(())
+    }
+
+    /// `https://HOST:PORT` of the serving coordinator.
+    ///
+    /// # Errors
+    /// If it does not serve.
+    pub fn url(&self) -> anyhow::Result<String> {
+        let address = fs::read_to_string(self.coordinator_dir().join("address"))
+            .context("the coordinator does not serve")?;
+        Ok(format!("https://{address}"))
+    }
+
+    /// Runs an operator's command to its end.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn operator(&self, args: &[&str]) -> anyhow::Result<Finished> {
+        Finished::of(
+            self.binaries
+                .command("comity-coordinator")
+                .arg("--dir")
+                .arg(self.coordinator_dir())
+                .args(args),
+        )
+    }
+
+    /// Starts an operator's command whose stdout the caller reads.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn operator_piped(&self, args: &[&str]) -> anyhow::Result<Child> {
+        Ok(self
+            .binaries
+            .command("comity-coordinator")
+            .arg("--dir")
+            .arg(self.coordinator_dir())
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?)
+    }
+
+    /// Makes folder, certificates and configuration of a client.
+    ///
+    /// # Errors
+    /// If no certificate can be issued, or files cannot be written.
+    pub fn add_client(&self, setup: &ClientSetup) -> anyhow::Result<()> {
+        let dir = self.client_dir(&setup.id);
+        fs::create_dir_all(&dir)?;
+        let certs = dir.join("certs");
+        if !certs.exists() {
+            let out = certs.to_str().context("the folder's name is not UTF-8")?;
+            self.operator(&["certs", "issue", &setup.id.to_string(), "--out", out])?.success()?;
+        }
+        let budget = setup
+            .budget
+            .map(|(epsilon, delta)| format!("epsilon = {epsilon:?}\ndelta = {delta:?}\n"))
+            .unwrap_or_default();
+        let text = format!(
+            "coordinator = \"{}\"\ncertificates = \"certs\"\nstate = \"state\"\ndevice = \"cpu\"\n\n\
+             [data]\nrecords = {}\n{}\n\n[privacy]\n{budget}without_dp = {}\n",
+            self.url()?,
+            setup.records,
+            setup.source,
+            setup.without_dp,
+        );
+        Ok(fs::write(dir.join("client.toml"), text)?)
+    }
+
+    /// Starts a client, which ends by itself after `exit_after_runs` runs.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_client(&mut self, client: &ClientId, exit_after_runs: u32) -> anyhow::Result<()> {
+        let mut command = self.client_command(client);
+        command.args(["start", "--exit-after-runs", &exit_after_runs.to_string()]);
+        let process = Process::start(&mut command, self.client_log(client))?;
+        self.clients.insert(client.clone(), process);
+        Ok(())
+    }
+
+    /// Runs a client's command to its end.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn client(&self, client: &ClientId, args: &[&str]) -> anyhow::Result<Finished> {
+        Finished::of(self.client_command(client).args(args))
+    }
+
+    fn client_command(&self, client: &ClientId) -> Command {
+        let mut command = self.binaries.command("comity-client");
+        command.arg("--config").arg(self.client_dir(client).join("client.toml"));
+        command
+    }
+
+    fn client_log(&self, client: &ClientId) -> PathBuf {
+        self.client_dir(client).join("client.log")
+    }
+
+    /// What a client has logged so far.
+    #[must_use]
+    pub fn client_said(&self, client: &ClientId) -> String {
+        fs::read_to_string(self.client_log(client)).unwrap_or_default()
+    }
+
+    /// Waits until every client has ended by itself, and with success.
+    ///
+    /// # Errors
+    /// With the client's log, if one did not.
+    pub fn wait_for_clients(&mut self, timeout: Duration) -> anyhow::Result<()> {
+        let end = Instant::now() + timeout;
+        for (client, mut process) in std::mem::take(&mut self.clients) {
+            let status = process.wait(end.saturating_duration_since(Instant::now()))?;
+            ensure!(status.success(), "client {client} ended with {status}:\n{}", process.log());
+        }
+        Ok(())
+    }
+
+    /// Ends a client at once (SIGKILL).
+    pub fn kill_client(&mut self, client: &ClientId) {
+        self.clients.remove(client);
+    }
+
+    /// Ends the coordinator at once (SIGKILL).
+    pub fn kill_coordinator(&mut self) {
+        self.coordinator = None;
+    }
+
+    /// Asks the coordinator to end, as Ctrl-C does.
+    ///
+    /// # Errors
+    /// If it ends with a failure, or not at all.
+    pub fn stop_coordinator(&mut self) -> anyhow::Result<()> {
+        let process = self.coordinator.take().context("the coordinator does not serve")?;
+        let status = process.stop()?;
+        ensure!(status.success(), "the coordinator ended with {status}");
+        Ok(())
+    }
+
+    /// Largest resident memory of the coordinator so far, in bytes.
+    ///
+    /// # Errors
+    /// Where the operating system does not tell.
+    pub fn coordinator_memory_peak(&self) -> anyhow::Result<u64> {
+        let process = self.coordinator.as_ref().context("the coordinator does not serve")?;
+        let status = fs::read_to_string(format!("/proc/{}/status", process.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib: u64 = line
+            .and_then(|line| line.trim().strip_suffix("kB"))
+            .context("no VmHWM")?
+            .trim()
+            .parse()?;
+        Ok(kib * 1024)
+    }
+
+    /// The report of `run`.
+    ///
+    /// # Errors
+    /// If the coordinator does not answer.
+    pub fn report(&self, run: &str) -> anyhow::Result<RunReport> {
+        let shown = self.operator(&["run", "show", run, "--json"])?.success()?;
+        Ok(serde_json::from_str(&shown.stdout)?)
+    }
+
+    /// Launches the plan at `path` and returns the run's id.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub fn launch(&self, path: &Path) -> anyhow::Result<String> {
+        let path = path.to_str().context("the plan's path is not UTF-8")?;
+        let started = self.operator(&["run", "start", path, "--json"])?.success()?;
+        let run = started.json()?["run"].as_str().context("no run in the answer")?.to_owned();
+        Ok(run)
+    }
+}

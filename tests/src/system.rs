@@ -1,0 +1,1 @@
+//! Facts about whole federations of real processes.
