@@ -1,0 +1,49 @@
+//! The commands, one module each, and how they read plans and worlds.
+
+pub(crate) mod evaluate;
+pub(crate) mod privacy;
+pub(crate) mod run;
+pub(crate) mod split;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+use comity_federation::Plan;
+use comity_simulator::World;
+
+use crate::output::Hint;
+
+/// Which world, and where its files lie.
+#[derive(Args)]
+pub(crate) struct WorldArgs {
+    /// World file: which data there are, and how they lie over the plan's clients.
+    #[arg(long, value_name = "WORLD.toml")]
+    world: PathBuf,
+    /// Folder with the world's data files; wins over the world's own `data.dir`.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+}
+
+impl WorldArgs {
+    /// The world, and the folder at which its paths start.
+    fn read(&self) -> anyhow::Result<(World, PathBuf)> {
+        let text = read_text(&self.world, "world", "examples/fashion/world.toml")?;
+        let world =
+            World::from_toml(&text).with_context(|| format!("in {}", self.world.display()))?;
+        let base_dir = world.base_dir(&self.world, self.data.as_deref());
+        Ok((world, base_dir))
+    }
+}
+
+fn read_plan(path: &Path) -> anyhow::Result<Plan> {
+    let text = read_text(path, "plan", "examples/fashion/plan.toml")?;
+    Plan::from_toml(&text).with_context(|| format!("in {}", path.display()))
+}
+
+fn read_text(path: &Path, what: &str, sample: &str) -> anyhow::Result<String> {
+    fs::read_to_string(path)
+        .with_context(|| format!("cannot read the {what} {}", path.display()))
+        .map_err(|error| Hint::attach(error, format!("{sample} is a commented sample")))
+}

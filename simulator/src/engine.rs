@@ -1,0 +1,447 @@
+//! The deployed machines of coordinator and clients under a virtual clock.
+//!
+//! Messages lie in one queue, ordered by the time at which they arrive and then by the order in
+//! which they were sent.  A message takes one virtual millisecond; training takes none, so that a
+//! plan's deadlines never depend on how fast the computer is.  When nothing is under way, the
+//! clock jumps to the run's own deadline.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use comity_burn_models::{Device, LocalRound, RoundError, evaluate, local_round, normalisation};
+use comity_datasets::Dataset;
+use comity_federation::{
+    Accumulator, ClientId, Effect, Event, ModelDigest, Outcome, Parameters, Participant,
+    ParticipantEffect, ParticipantEvent, Plan, Policy, PrivacyTerms, Run, RunId, RunReport, Task,
+    Time, Update, UpdateDigest, aggregate,
+};
+use comity_privacy::{Budget, Ledger, LedgerEntry, Limit, Mechanism, PrivacyPlan, ReservationKey};
+use serde::Serialize;
+
+use crate::{FederationData, NoiseMode, SimulationError};
+
+/// The federation's name in the run's id.
+const FEDERATION: &str = "simulation";
+/// Test examples that the device holds at once.
+const EVALUATION_BATCH: usize = 500;
+/// How long a message is under way, in virtual milliseconds.
+const MESSAGE_MS: u64 = 1;
+
+/// A plan, a world's data, and how to run them.
+pub struct Simulation<'a> {
+    /// What the federation does.
+    pub plan: &'a Plan,
+    /// What it finds; its shards are those of the plan's clients.
+    pub data: &'a FederationData,
+    /// Seeds the simulated noise and batches.
+    pub seed: u64,
+    /// Where noise and batches come from.
+    pub noise: NoiseMode,
+    /// Where models are trained and scored.
+    pub device: &'a Device,
+}
+
+/// What happens during a simulation, for a progress display.
+#[derive(Debug)]
+pub enum Progress<'a> {
+    /// A client took a local step.
+    Step {
+        /// Counted from 1.
+        round: u32,
+        /// Who.
+        client: &'a ClientId,
+        /// Steps taken in this round.
+        step: u32,
+        /// Steps of the round.
+        n_steps: u32,
+    },
+    /// A round's model was aggregated and scored.
+    Round(&'a RoundScore),
+}
+
+/// One round's model on the public test set, and what it cost.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RoundScore {
+    /// Counted from 1.
+    pub round: u32,
+    /// Share of the public test set that is classified correctly.
+    pub accuracy: f64,
+    /// Mean cross-entropy on the public test set, in nats.
+    pub loss: f64,
+    /// Digest of the model.
+    pub model: ModelDigest,
+    /// Wall-clock time of the round with its scoring.
+    pub seconds: f64,
+    /// ε that each client's ledger has debited so far, at the plan's δ; `None` without DP.
+    pub epsilon: BTreeMap<ClientId, Option<f64>>,
+    /// Bytes of each client's update in this round.
+    pub bytes: BTreeMap<ClientId, u64>,
+}
+
+/// How a simulation ended.
+#[derive(Clone, Debug)]
+pub struct SimulationResult {
+    /// What the coordinator's `run show` would say; times are virtual.
+    pub report: RunReport,
+    /// One score a finished round.
+    pub rounds: Vec<RoundScore>,
+    /// The last model.
+    pub model: Parameters,
+    /// Every client's ledger.
+    pub ledgers: BTreeMap<ClientId, Ledger>,
+}
+
+/// Something under way between coordinator and clients.
+enum Message {
+    ToCoordinator(Event),
+    ToClient(ClientId, ParticipantEvent),
+}
+
+/// One institution: what `comity-client` keeps, in memory.
+struct Client<'a> {
+    participant: Participant,
+    shard: &'a Dataset,
+    policy: Policy,
+    privacy: Option<PrivacyPlan>,
+    ledger: Ledger,
+    entries: Vec<LedgerEntry>,
+}
+
+impl Simulation<'_> {
+    /// Runs the plan to its end.
+    ///
+    /// A run that the rules end early (no quorum, say) is a result too: its report says why.
+    ///
+    /// # Errors
+    /// [`SimulationError`] if the plan cannot be run on these data at all.
+    pub fn run(
+        &self,
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<SimulationResult, SimulationError> {
+        let mut engine = Engine::new(self)?;
+        engine.gather()?;
+        while engine.run.outcome().is_none() {
+            engine.advance(observe)?;
+        }
+        Ok(engine.finish())
+    }
+}
+
+struct Engine<'a> {
+    simulation: &'a Simulation<'a>,
+    run: Run,
+    clients: BTreeMap<ClientId, Client<'a>>,
+    now: Time,
+    /// All messages take equally long, so the order of sending is the order of arrival.
+    messages: VecDeque<(Time, Message)>,
+    /// Clients that have a round to train, in the order of their invitations.
+    due: Vec<(ClientId, Task)>,
+    model: Parameters,
+    updates: BTreeMap<UpdateDigest, Vec<u8>>,
+    rounds: Vec<RoundScore>,
+    round_started: Instant,
+}
+
+impl<'a> Engine<'a> {
+    fn new(simulation: &'a Simulation<'a>) -> Result<Self, SimulationError> {
+        let (plan, data) = (simulation.plan, simulation.data);
+        let in_plan = plan.cohort.clients.iter().map(|named| &named.id);
+        if !in_plan.eq(data.shards.iter().map(|(client, _)| client)) {
+            return Err(SimulationError::Shards {
+                in_plan: plan.cohort.clients.len(),
+                in_data: data.shards.len(),
+            });
+        }
+        let model = plan.manifest()?.initial_parameters(plan.seed);
+        let now = Time::default();
+        let id = RunId::derive(&plan.name, &plan.digest(), FEDERATION, now);
+        let run = Run::new(id, plan.clone(), model.digest(), now);
+        let mut clients = BTreeMap::new();
+        for (named, (client, shard)) in plan.cohort.clients.iter().zip(&data.shards) {
+            let budget = budget(plan, client)?;
+            let limit = Limit { budget, exempt_allowed: budget.is_none() };
+            clients.insert(
+                client.clone(),
+                Client {
+                    participant: Participant::new(run.id().clone(), run.plan_digest()),
+                    shard,
+                    // A simulated institution allows exactly what the plan asks for.
+                    policy: Policy {
+                        budget,
+                        without_dp_allowed: budget.is_none(),
+                        records_declared: named.records,
+                    },
+                    privacy: plan.privacy_plan(named)?,
+                    ledger: Ledger::new(limit),
+                    entries: Vec::new(),
+                },
+            );
+        }
+        Ok(Self {
+            simulation,
+            run,
+            clients,
+            now,
+            messages: VecDeque::new(),
+            due: Vec::new(),
+            model,
+            updates: BTreeMap::new(),
+            rounds: Vec::new(),
+            round_started: Instant::now(),
+        })
+    }
+
+    /// Every institution reviews the plan.
+    fn gather(&mut self) -> Result<(), SimulationError> {
+        for named in &self.simulation.plan.cohort.clients {
+            let client = &self.clients[&named.id];
+            let event = match client.policy.review(self.simulation.plan, &named.id) {
+                Ok(()) => ParticipantEvent::Accepted,
+                Err(refusal) => ParticipantEvent::Declined { reason: refusal.to_string() },
+            };
+            self.step_client(&named.id, event)?;
+        }
+        Ok(())
+    }
+
+    /// Delivers the next message; without one, trains who is due; without either, lets time pass.
+    fn advance(&mut self, observe: &mut dyn FnMut(Progress<'_>)) -> Result<(), SimulationError> {
+        // Training takes no virtual time, so it comes before anything that arrives later.
+        let arrives_now = self.messages.front().is_some_and(|(at, _)| *at <= self.now);
+        if !arrives_now && !self.due.is_empty() {
+            return self.train(observe);
+        }
+        let next = self.messages.front().map(|(at, _)| *at);
+        match (next, self.run.deadline()) {
+            (Some(at), deadline) if deadline.is_none_or(|deadline| at < deadline) => {
+                let (at, message) = self.messages.pop_front().expect("it was seen");
+                self.now = at;
+                match message {
+                    Message::ToCoordinator(event) => self.step_run(event, observe),
+                    Message::ToClient(client, event) => self.step_client(&client, event),
+                }
+            }
+            (_, Some(deadline)) => {
+                self.now = deadline;
+                self.step_run(Event::Tick, observe)
+            }
+            (_, None) => unreachable!("a run that waits for nothing has ended"),
+        }
+    }
+
+    fn step_client(
+        &mut self,
+        id: &ClientId,
+        event: ParticipantEvent,
+    ) -> Result<(), SimulationError> {
+        use ParticipantEffect as Do;
+        let client = self.clients.get_mut(id).expect("only named clients are addressed");
+        for effect in client.participant.step(event)? {
+            let answer = match effect {
+                // Nothing survives a simulation, so nothing has to be made durable.
+                Do::Record => continue,
+                Do::CheckIn { plan } => Event::CheckedIn { client: id.clone(), plan },
+                Do::Decline { reason } => Event::Declined { client: id.clone(), reason },
+                Do::Train(task) => {
+                    self.due.push((id.clone(), task));
+                    continue;
+                }
+                Do::Submit { contribution } => {
+                    Event::Submitted { client: id.clone(), contribution }
+                }
+                Do::Withdraw { round, reason } => {
+                    Event::Withdrew { client: id.clone(), round, reason }
+                }
+            };
+            self.send(Message::ToCoordinator(answer));
+        }
+        Ok(())
+    }
+
+    fn step_run(
+        &mut self,
+        event: Event,
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), SimulationError> {
+        let settled = match &event {
+            Event::Submitted { client, contribution } => Some((client.clone(), contribution.round)),
+            _ => None,
+        };
+        let effects = self.run.step(event, self.now)?;
+        if let Some((client, round)) = settled {
+            self.send(Message::ToClient(client, ParticipantEvent::Settled { round }));
+        }
+        for effect in effects {
+            match effect {
+                Effect::Record => {}
+                Effect::Invite { round, cohort, model, closes } => {
+                    self.round_started = Instant::now();
+                    for client in cohort {
+                        let task = Task {
+                            run: self.run.id().clone(),
+                            round,
+                            plan: self.run.plan_digest(),
+                            model,
+                            closes,
+                        };
+                        self.send(Message::ToClient(client, ParticipantEvent::Assigned { task }));
+                    }
+                }
+                Effect::Aggregate { round, updates, .. } => {
+                    self.aggregate(round, &updates, observe)?;
+                }
+                Effect::Finish(outcome) => {
+                    let status = match outcome {
+                        Outcome::Finished(_) => "finished".to_owned(),
+                        Outcome::Aborted(reason) => format!("aborted: {reason}"),
+                    };
+                    let ids: Vec<ClientId> = self.clients.keys().cloned().collect();
+                    for client in ids {
+                        let event = ParticipantEvent::RunEnded { status: status.clone() };
+                        self.step_client(&client, event)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Rooms 1 to 5 for every client that is due.
+    ///
+    /// One after the other: each uses all cores by itself, and each draws its own randomness, so
+    /// the order changes nothing.
+    fn train(&mut self, observe: &mut dyn FnMut(Progress<'_>)) -> Result<(), SimulationError> {
+        for (id, task) in std::mem::take(&mut self.due) {
+            let client = self.clients.get_mut(&id).expect("only named clients are addressed");
+            let event = match client.train(&id, &task, self.simulation, &self.model, observe) {
+                Ok(update) => {
+                    let contribution = update.contribution();
+                    self.updates.insert(contribution.update, update.delta_bytes());
+                    ParticipantEvent::Trained { contribution }
+                }
+                // As at a real client: the round goes on without it, and its record says why.
+                Err(error) => {
+                    ParticipantEvent::Failed { round: task.round, reason: error.to_string() }
+                }
+            };
+            self.step_client(&id, event)?;
+        }
+        Ok(())
+    }
+
+    /// Rooms 9 and 10: the exact sum, the server's step, and the score of the new model.
+    fn aggregate(
+        &mut self,
+        round: u32,
+        updates: &[(UpdateDigest, u64)],
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), SimulationError> {
+        let plan = self.simulation.plan;
+        let mut sum = Accumulator::new(self.model.values().len());
+        for (digest, weight) in updates {
+            sum.add(&self.updates[digest], *weight);
+        }
+        self.updates.clear();
+        self.model = Parameters::new(aggregate(&plan.aggregation, self.model.values(), &sum));
+        let model = self.model.digest();
+        let evaluation = evaluate(
+            &plan.model,
+            &self.model,
+            &self.simulation.data.test,
+            normalisation(&plan.data),
+            self.simulation.device,
+            EVALUATION_BATCH,
+        )?;
+        let record = self.run.report().history.pop().expect("a round is being aggregated");
+        let delta = delta(plan);
+        let epsilon =
+            |client: &Client<'_>| delta.map(|delta| client.ledger.spent_at(delta).epsilon);
+        let score = RoundScore {
+            round,
+            accuracy: evaluation.accuracy,
+            loss: evaluation.loss,
+            model,
+            seconds: self.round_started.elapsed().as_secs_f64(),
+            epsilon: self.clients.iter().map(|(id, c)| (id.clone(), epsilon(c))).collect(),
+            bytes: record.contributions.into_iter().map(|c| (c.client, c.bytes)).collect(),
+        };
+        observe(Progress::Round(&score));
+        self.rounds.push(score);
+        self.step_run(Event::Aggregated { round, model }, observe)
+    }
+
+    fn send(&mut self, message: Message) {
+        let at = Time(self.now.0.saturating_add(MESSAGE_MS));
+        self.messages.push_back((at, message));
+    }
+
+    fn finish(self) -> SimulationResult {
+        SimulationResult {
+            report: self.run.report(),
+            rounds: self.rounds,
+            model: self.model,
+            ledgers: self.clients.into_iter().map(|(id, client)| (id, client.ledger)).collect(),
+        }
+    }
+}
+
+impl Client<'_> {
+    /// Debits the ledger, trains, releases, and commits: only then may the update leave.
+    fn train(
+        &mut self,
+        id: &ClientId,
+        task: &Task,
+        simulation: &Simulation<'_>,
+        base: &Parameters,
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Update, RoundError> {
+        let key = ReservationKey { run: task.run.to_string(), round: task.round };
+        let (mechanisms, digest) = match &self.privacy {
+            Some(privacy) => (privacy.round_mechanisms(), privacy.digest()),
+            None => (vec![Mechanism::Exempt], task.plan.0),
+        };
+        let reservation = self.ledger.reserve(&mut self.entries, key, mechanisms, digest)?;
+        let privacy = match &self.privacy {
+            Some(privacy) => {
+                Some((privacy, simulation.noise.randomness(simulation.seed, id, task.round)?))
+            }
+            None => None,
+        };
+        let round = LocalRound {
+            plan: simulation.plan,
+            round: task.round,
+            client: id,
+            base,
+            dataset: self.shard,
+            device: simulation.device,
+        };
+        let release = local_round(&round, privacy, reservation, &mut |step, n_steps| {
+            observe(Progress::Step { round: task.round, client: id, step, n_steps });
+        })?;
+        let update = Update {
+            run: task.run.clone(),
+            round: task.round,
+            plan: task.plan,
+            base: task.model,
+            release,
+        };
+        let bytes = update.contribution().update.0;
+        self.ledger.commit(&mut self.entries, update.release.receipt(), bytes)?;
+        Ok(update)
+    }
+}
+
+/// What the plan asks of every client; `None` without DP.
+fn budget(plan: &Plan, client: &ClientId) -> Result<Option<Budget>, SimulationError> {
+    let PrivacyTerms::DpSgd { epsilon, delta, .. } = &plan.privacy else { return Ok(None) };
+    Budget::new(*epsilon, *delta)
+        .map(Some)
+        .map_err(|source| SimulationError::Privacy { client: client.clone(), source })
+}
+
+fn delta(plan: &Plan) -> Option<f64> {
+    match plan.privacy {
+        PrivacyTerms::DpSgd { delta, .. } => Some(delta),
+        PrivacyTerms::None => None,
+    }
+}

@@ -1,0 +1,75 @@
+//! Why a simulation cannot be run, and what to do about it.
+
+use std::path::PathBuf;
+
+use comity_burn_models::TrainError;
+use comity_datasets::{DataError, PartitionError};
+use comity_federation::{ClientId, PlanError, Rejection};
+use comity_privacy::PrivacyError;
+
+/// Why a simulation ended without a result.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SimulationError {
+    /// The text is not a world: wrong syntax, a missing or an unknown key.
+    #[error("the world cannot be read: {0}")]
+    World(String),
+    /// A data file of the world is not there.
+    #[error("data file {} does not exist", path.display())]
+    DataMissing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A data file does not fit the plan.
+    #[error("the world's data do not fit the plan: {0}")]
+    Data(#[from] DataError),
+    /// The training rows cannot be divided as the world asks.
+    #[error("the training data cannot be split: {0}")]
+    Partition(#[from] PartitionError),
+    /// The plan cannot be run.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A ledger or a mechanism refused.
+    #[error("{client}: {source}")]
+    Privacy {
+        /// At which client.
+        client: ClientId,
+        /// Why.
+        source: PrivacyError,
+    },
+    /// The model cannot be built or scored.
+    #[error(transparent)]
+    Model(#[from] TrainError),
+    /// The data were split for other clients than the plan names.
+    #[error(
+        "the plan names {in_plan} clients and the data are split over {in_data} others; split \
+         them with this plan"
+    )]
+    Shards {
+        /// Clients in the plan.
+        in_plan: usize,
+        /// Clients in the data.
+        in_data: usize,
+    },
+    /// The rules refused an event of their own making, which is a defect of this program.
+    #[error("the rules of the run refused a simulated event: {0}")]
+    Rejected(#[from] Rejection),
+}
+
+impl SimulationError {
+    /// What to do next, where the message does not say so itself.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::DataMissing { .. } => Some(
+                "install the package dataset-fashion-mnist (apt-get install \
+                 dataset-fashion-mnist), or give the folder that holds the files with --data DIR",
+            ),
+            Self::World(_) => {
+                Some("examples/fashion/world.toml is a commented sample of a world file")
+            }
+            Self::Rejected(_) => Some("please report this with the plan and the world"),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! A whole federation in one process: the deployed rules, without wire and disk.
+//!
+//! The simulator walks rooms 1 to 5 and 8 to 10 of the way of an update (`ARCHITECTURE.md`) with
+//! the very same code as coordinator and client: the same [`Run`](comity_federation::Run) and
+//! [`Participant`](comity_federation::Participant), policy, ledger, local training, fixed point
+//! and server step, under a virtual clock.  The same plan, world and seed give the same model
+//! digest.
+//!
+//! ```text
+//! World --load--> FederationData    one shard for each client that the plan names, and a test set
+//! Simulation --run--> SimulationResult    the run's report, a score a round, the model, the ledgers
+//! ```
+//!
+//! Seeded noise lives here and nowhere else, because it is reproducible and therefore *not*
+//! private: see [`SeededNoise`].  Deliberately not here: sockets, files of a running federation,
+//! faults and stragglers.
+
+mod engine;
+mod error;
+mod noise;
+mod world;
+
+pub use engine::{Progress, RoundScore, Simulation, SimulationResult};
+pub use error::SimulationError;
+pub use noise::{NoiseMode, SeededNoise, seeded_randomness};
+pub use world::{FederationData, World, WorldData, split};

@@ -1,0 +1,239 @@
+//! Whole federations on small generated data: what a researcher relies on.
+
+use comity_burn_models::{Device, DeviceChoice};
+use comity_datasets::{Contract, Dataset, Partition, Scale};
+use comity_federation::{Plan, RunStatus};
+use comity_privacy::LedgerEntry;
+use comity_simulator::{
+    FederationData, NoiseMode, Progress, Simulation, SimulationError, SimulationResult, World,
+    split,
+};
+
+/// Four features, three classes; the DP part is put in the place of `PRIVACY`.
+const PLAN: &str = r#"
+name = "small"
+purpose = "A test."
+seed = 1
+rounds = 3
+[data]
+shape = [4]
+classes = 3
+normalise = { mean = 0.5, std = 0.5 }
+[model]
+layers = [{ type = "linear", out = 8 }, { type = "tanh" }, { type = "linear", out = 3 }]
+[training]
+optimizer = { type = "sgd", learning_rate = 0.5 }
+batch = 32
+local_epochs = 2
+microbatch = 16
+[privacy]
+PRIVACY
+[cohort]
+min_clients = 2
+min_countries = 2
+gathering_deadline = "1m"
+round_deadline = "2m"
+weights = "declared"
+clients = [{ id = "KR/a", records = 300 }, { id = "JP/b", records = 300 }, { id = "VN/c", records = 300 }]
+[aggregation]
+strategy = "fedavg"
+server_learning_rate = 1.0
+fixed_point_bits = 22
+"#;
+
+const DP: &str = r#"mode = "dp_sgd"
+unit = "record"
+epsilon = 8.0
+delta = 1e-5
+clip_norm_l2 = 0.5
+metrics = { accuracy_rho_per_round = 0.0005 }"#;
+
+fn plan(privacy: &str) -> Plan {
+    Plan::from_toml(&PLAN.replace("PRIVACY", privacy)).unwrap()
+}
+
+fn contract(plan: &Plan) -> Contract {
+    Contract { shape: plan.data.shape.clone(), n_classes: plan.data.classes, scale: Scale::Bytes }
+}
+
+/// Class `c` has a high feature `c`; the rest is a fixed pattern.
+fn examples(plan: &Plan, n: u32) -> Dataset {
+    let labels: Vec<u32> = (0..n).map(|i| i * 7 % 3).collect();
+    let features = (0..n)
+        .flat_map(|i| (0..4).map(move |feature| (i, feature)))
+        .map(|(i, feature)| {
+            let high = if i * 7 % 3 == feature { 150 } else { 0 };
+            (high + (i * 31 + feature * 17) % 100) as u8
+        })
+        .collect();
+    Dataset::from_bytes(&contract(plan), features, labels).unwrap()
+}
+
+fn data(plan: &Plan) -> FederationData {
+    let shards = split(&examples(plan, 900), Partition::Iid, plan, 1).unwrap();
+    FederationData { shards, test: examples(plan, 200) }
+}
+
+fn cpu() -> Device {
+    DeviceChoice::Cpu.open().unwrap()
+}
+
+fn run(plan: &Plan, seed: u64, noise: NoiseMode) -> SimulationResult {
+    let simulation = Simulation { plan, data: &data(plan), seed, noise, device: &cpu() };
+    simulation.run(&mut |_| {}).unwrap()
+}
+
+#[test]
+fn the_same_seed_gives_the_same_model_and_another_seed_another() {
+    let plan = plan(DP);
+    let first = run(&plan, 1, NoiseMode::Seeded);
+    assert_eq!(first.report.status, RunStatus::Finished);
+    assert_eq!(first.model.digest(), first.report.model);
+    let again = run(&plan, 1, NoiseMode::Seeded);
+    assert_eq!(first.report, again.report);
+    assert_ne!(first.report.model, run(&plan, 2, NoiseMode::Seeded).report.model);
+}
+
+#[test]
+fn exact_noise_differs_from_run_to_run() {
+    let plan = plan(DP);
+    let digests = [(); 2].map(|()| run(&plan, 1, NoiseMode::Exact).report.model);
+    assert_ne!(digests[0], digests[1]);
+}
+
+#[test]
+fn a_plan_without_dp_learns_and_has_no_epsilon() {
+    let result = run(&plan("mode = \"none\""), 1, NoiseMode::Seeded);
+    let last = result.rounds.last().unwrap();
+    assert!(last.accuracy > 0.9, "{}", last.accuracy);
+    assert!(last.epsilon.values().all(Option::is_none));
+    for ledger in result.ledgers.values() {
+        assert_eq!(ledger.spent().epsilon, f64::INFINITY);
+    }
+}
+
+#[test]
+fn epsilon_is_the_ledgers_grows_and_stays_within_the_plan() {
+    let plan = plan(DP);
+    let result = run(&plan, 1, NoiseMode::Seeded);
+    assert_eq!(result.rounds.len(), 3);
+    for (client, ledger) in &result.ledgers {
+        let by_round: Vec<f64> =
+            result.rounds.iter().map(|score| score.epsilon[client].unwrap()).collect();
+        assert!(by_round.is_sorted_by(|a, b| a < b), "{by_round:?}");
+        assert_eq!(by_round[2], ledger.spent().epsilon);
+        assert!(by_round[2] <= 8.0, "{by_round:?}");
+        let named = plan.client(client).unwrap();
+        let promised = plan.privacy_plan(named).unwrap().unwrap().epsilon_total().epsilon;
+        assert!((by_round[2] - promised).abs() < 1e-6, "{by_round:?} against {promised}");
+        let n_committed = ledger
+            .entries()
+            .iter()
+            .filter(|entry| matches!(entry, LedgerEntry::Committed { .. }))
+            .count();
+        assert_eq!(n_committed, 3);
+    }
+}
+
+#[test]
+fn every_step_and_round_is_reported() {
+    let plan = plan(DP);
+    let data = data(&plan);
+    let simulation =
+        Simulation { plan: &plan, data: &data, seed: 1, noise: NoiseMode::Seeded, device: &cpu() };
+    let (mut n_steps_seen, mut rounds) = (0, Vec::new());
+    let result = simulation
+        .run(&mut |progress| match progress {
+            Progress::Step { .. } => n_steps_seen += 1,
+            Progress::Round(score) => rounds.push(score.clone()),
+        })
+        .unwrap();
+    let steps_per_round = plan.steps_per_round(300);
+    assert_eq!(n_steps_seen, 3 * 3 * steps_per_round);
+    assert_eq!(rounds, result.rounds);
+    let n_parameters = plan.manifest().unwrap().n_parameters() as u64;
+    assert!(rounds.iter().all(|r| r.bytes.values().all(|bytes| *bytes == 4 * n_parameters)));
+}
+
+/// One client's training fails: the round goes on without it, or ends without a quorum.
+#[test]
+fn a_client_that_cannot_train_is_missing_with_its_reason() {
+    let mut plan = plan("mode = \"none\"");
+    let mut data = data(&plan);
+    data.shards[1].1 = data.shards[1].1.subset(&[]);
+    let result = |plan: &Plan| {
+        let simulation =
+            Simulation { plan, data: &data, seed: 1, noise: NoiseMode::Seeded, device: &cpu() };
+        simulation.run(&mut |_| {}).unwrap().report
+    };
+    let report = result(&plan);
+    assert_eq!(report.status, RunStatus::Finished);
+    let (client, reason) = &report.history[0].missing[0];
+    assert_eq!(client.to_string(), "JP/b");
+    assert!(reason.contains("empty"), "{reason}");
+    plan.cohort.min_clients = 3;
+    let report = result(&plan);
+    assert_eq!(report.status, RunStatus::Aborted);
+    assert!(report.reason.unwrap().contains("quorum"));
+}
+
+#[test]
+fn data_of_another_plan_are_refused() {
+    let plan = plan(DP);
+    let mut data = data(&plan);
+    data.shards.pop();
+    let simulation =
+        Simulation { plan: &plan, data: &data, seed: 1, noise: NoiseMode::Seeded, device: &cpu() };
+    let error = simulation.run(&mut |_| {}).unwrap_err();
+    assert!(matches!(error, SimulationError::Shards { in_plan: 3, in_data: 2 }), "{error}");
+}
+
+const WORLD: &str = r#"
+seed = 1
+[data]
+train = { kind = "idx", images = "images.idx", labels = "labels.idx" }
+test = { kind = "idx", images = "images.idx", labels = "labels.idx" }
+[partition]
+kind = "iid"
+"#;
+
+#[test]
+fn a_world_whose_data_do_not_fit_the_plan_is_a_clear_error() {
+    let plan = plan(DP);
+    let dir = tempfile::tempdir().unwrap();
+    comity_datasets::write_idx(dir.path(), &examples(&plan, 90)).unwrap();
+    let world = World::from_toml(WORLD).unwrap();
+    let loaded = world.load(&plan, dir.path()).unwrap();
+    assert_eq!(loaded.shards.iter().map(|(_, shard)| shard.len()).sum::<usize>(), 90);
+
+    let with = |from: &str, to: &str| {
+        let text = PLAN.replace("PRIVACY", DP).replacen(from, to, 1);
+        world.load(&Plan::from_toml(&text).unwrap(), dir.path()).unwrap_err().to_string()
+    };
+    let error = with("shape = [4]", "shape = [5]");
+    assert!(error.contains("[4]") && error.contains("[5]"), "{error}");
+    let text = PLAN.replace("PRIVACY", DP).replace("classes = 3", "classes = 2");
+    let two_classes = Plan::from_toml(&text.replace("out = 3", "out = 2")).unwrap();
+    let error = world.load(&two_classes, dir.path()).unwrap_err().to_string();
+    assert!(error.contains("label") && error.contains("0 to 1"), "{error}");
+
+    let error = world.load(&plan, &dir.path().join("elsewhere")).unwrap_err();
+    assert!(matches!(error, SimulationError::DataMissing { .. }), "{error}");
+    assert!(error.hint().unwrap().contains("dataset-fashion-mnist"));
+}
+
+/// What the README's first command runs: the model fits the data, the budget can be met.
+#[test]
+fn the_sample_plan_and_world_are_usable() {
+    let plan = Plan::from_toml(include_str!("../../examples/fashion/plan.toml")).unwrap();
+    World::from_toml(include_str!("../../examples/fashion/world.toml")).unwrap();
+    let countries: Vec<&str> =
+        plan.cohort.clients.iter().map(|named| named.id.institution()).collect();
+    assert_eq!(countries, ["seoul-lab", "tokyo-lab", "hanoi-lab"]);
+    for named in &plan.cohort.clients {
+        let privacy = plan.privacy_plan(named).unwrap().expect("the sample has DP");
+        let total = privacy.epsilon_total().epsilon;
+        assert!(total <= 8.0 && total > 7.9, "{}: {total}", named.id);
+        assert_eq!(privacy.budget().delta.get(), 1e-5);
+    }
+}
