@@ -275,7 +275,7 @@ impl Driver {
         let id = RunId::derive(&plan.name, &digest, &self.federation, now);
         self.store.append(&Entry::Launched {
             run: id.clone(),
-            plan: plan.clone(),
+            plan: Box::new(plan.clone()),
             start,
             now,
             by: by.clone(),

@@ -37,7 +37,7 @@ enum Stored {
 #[serde(tag = "entry", rename_all = "snake_case")]
 pub(crate) enum Entry {
     /// An operator launched a run.
-    Launched { run: RunId, plan: Plan, start: ModelDigest, now: Time, by: String },
+    Launched { run: RunId, plan: Box<Plan>, start: ModelDigest, now: Time, by: String },
     /// A run took an event.
     Stepped { run: RunId, now: Time, event: Event },
 }
@@ -56,7 +56,7 @@ impl Store {
         let journal = Journal::open_with(home.journal(), |record| {
             match record.json::<Entry>()? {
                 Entry::Launched { run, plan, start, now, .. } => {
-                    runs.insert(run.clone(), Run::new(run, plan, start, now));
+                    runs.insert(run.clone(), Run::new(run, *plan, start, now));
                 }
                 Entry::Stepped { run, now, event } => {
                     let machine = runs
