@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process serves it.
-    #[error("{dir} is already served by process {pid}; stop it or use another --dir", pid = .pid.map_or("(unknown)".to_owned(), |pid| pid.to_string()))]
+    #[error("{dir} is already served by process {pid}; stop it, or use another folder", pid = .pid.map_or("(unknown)".to_owned(), |pid| pid.to_string()))]
     Held {
         /// The directory.
         dir: PathBuf,
@@ -78,7 +78,7 @@ mod tests {
         let lock = DirLock::acquire(&dir).unwrap();
         let text = DirLock::acquire(&dir).unwrap_err().to_string();
         assert!(text.contains(&std::process::id().to_string()), "{text}");
-        assert!(text.contains("--dir"), "{text}");
+        assert!(text.contains("another folder"), "{text}");
         drop(lock);
         DirLock::acquire(&dir).unwrap();
     }

@@ -130,7 +130,7 @@ async fn a_member_is_let_in_and_known_by_its_certificate() {
     let channel = connect(&url, tls(&own, &own.root_pem)).await.unwrap();
     let hello = v1::HelloRequest { protocol: PROTOCOL, software: String::new() };
     let reply = FederationClient::new(channel).hello(hello).await.unwrap().into_inner();
-    assert_eq!((reply.federation.as_str(), reply.you.as_str()), ("test", "client KR/seoul-lab"));
+    assert_eq!((reply.federation.as_str(), reply.you.as_str()), ("test", "KR/seoul-lab"));
 }
 
 /// In TLS 1.3 the refusal races with the first request; ten tries each show that it is always seen.

@@ -74,7 +74,7 @@ fn a_port_in_use_a_folder_in_use_and_a_second_init_are_told() {
     let dir = site.deployment.coordinator_dir();
     let again = site.deployment.operator(&["serve"]).unwrap();
     assert!(!again.status.success());
-    assert!(again.stderr.contains("already") && again.stderr.contains("lock"), "{}", again.stderr);
+    assert!(again.stderr.contains("already served by process"), "{}", again.stderr);
     let again =
         site.deployment.operator(&["init", "--federation", "test", "--name", "localhost"]).unwrap();
     assert!(again.stderr.contains("another --dir"), "{}", again.stderr);
