@@ -13,10 +13,10 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 setup-rust:
-	@scripts/setup.sh rust
+	@.ci/setup.sh rust
 
 setup-data:
-	@scripts/setup.sh data "$(DATA)"
+	@.ci/setup.sh data "$(DATA)"
 
 build: setup-rust
 	cargo build --locked --workspace
@@ -26,11 +26,11 @@ demo: setup-rust setup-data
 	target/debug/comity-demo "$(DATA)"
 
 test: setup-rust
-	@scripts/setup.sh data "$(DATA)"
+	@.ci/setup.sh data "$(DATA)"
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo build --locked --workspace
-	@scripts/test.sh
+	@.ci/test.sh
 	cargo test --locked --workspace --doc
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 
