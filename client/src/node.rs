@@ -12,6 +12,7 @@ use comity_federation::{
 };
 use comity_privacy::{Mechanism, ReservationKey};
 use comity_proto::convert::{digest, run_id};
+use comity_proto::limits::PLAN_BYTES_MAX;
 use comity_proto::v1::{self, assignment::What};
 use tokio::sync::{oneshot, watch};
 use tonic::Streaming;
@@ -214,6 +215,9 @@ impl Node {
             return Ok(Ok(()));
         }
         if !self.parts.contains_key(&run) {
+            if offer.plan_json.len() > PLAN_BYTES_MAX {
+                return self.refuse(link, &run, "the plan is too long").await;
+            }
             let plan = match Plan::from_json(&offer.plan_json) {
                 Ok(plan) if plan.digest().0[..] == offer.plan_digest[..] => plan,
                 Ok(_) => {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context as _;
-use comfy_table::Table;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comity_privacy::{Ledger, LedgerEntry};
+use comfy_table::{LineStyle, Table};
+use comity_privacy::{BoundKind, Ledger, LedgerEntry};
 use serde_json::json;
 
 use crate::config;
@@ -54,7 +54,7 @@ pub(crate) fn show(path: &Path, as_json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY);
+    table.load_style(UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     table.set_header(["run", "rounds reserved", "released", "epsilon", "bound"]);
     for (run, report) in &by_run {
         let (reserved, released) = counts(run);
@@ -63,7 +63,7 @@ pub(crate) fn show(path: &Path, as_json: bool) -> anyhow::Result<()> {
             reserved.to_string(),
             released.to_string(),
             format!("{:.4}", report.epsilon),
-            format!("{:?}", report.bound),
+            bound(report.bound).to_owned(),
         ]);
     }
     println!("{table}");
@@ -78,4 +78,11 @@ pub(crate) fn show(path: &Path, as_json: bool) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn bound(kind: BoundKind) -> &'static str {
+    match kind {
+        BoundKind::Rdp => "RDP",
+        BoundKind::ExactGaussian => "exact Gaussian",
+    }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use comfy_table::Table;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{LineStyle, Table};
 use comity_federation::{Plan, PlanDigest, RunId, RunReport, RunStatus};
 use comity_proto::v1;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -58,7 +58,7 @@ pub(crate) fn list(home: &Home, as_json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY);
+    table.load_style(UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     table.set_header(["run", "status", "round", "clients", "model", "reason"]);
     for run in &runs {
         table.add_row([
@@ -158,12 +158,12 @@ fn print(report: &RunReport) {
         println!("client  {} {}{note}", client.client, client.standing.as_str());
     }
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY);
+    table.load_style(UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     table.set_header([
         "round",
         "seconds",
         "contributed (bytes)",
-        "accuracy (local DP)",
+        "start model's accuracy (local DP)",
         "missing",
         "model",
     ]);

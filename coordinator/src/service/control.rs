@@ -4,6 +4,7 @@ use std::pin::Pin;
 
 use comity_federation::{Command, Event, Plan};
 use comity_proto::convert::run_id;
+use comity_proto::limits::PLAN_BYTES_MAX;
 use comity_proto::v1::control_server::Control;
 use comity_proto::v1::{self, export_part::Part};
 use tokio::sync::mpsc;
@@ -28,6 +29,10 @@ type Sending<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl Control for ControlService {
     async fn start_run(&self, request: Request<v1::StartRunRequest>) -> Reply<v1::StartRunReply> {
         let operator = identity::operator(&request)?;
+        if request.get_ref().plan_toml.len() > PLAN_BYTES_MAX {
+            let why = format!("a plan has at most {PLAN_BYTES_MAX} bytes");
+            return Err(Status::invalid_argument(why));
+        }
         let plan = Plan::from_toml(&request.get_ref().plan_toml)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
         let (run, digest) = self.driver.launch(plan, operator).await.map_err(status)?;

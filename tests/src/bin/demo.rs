@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use comfy_table::Table;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{LineStyle, Table};
 use comity_federation::{ClientId, Plan, PrivacyTerms, RunReport, RunStatus};
 use comity_privacy::{LedgerEntry, Mechanism, epsilon};
 use comity_tests::{Binaries, ClientSetup, Deployment, Finished};
@@ -229,7 +229,7 @@ fn bytes_sent(report: &RunReport) -> BTreeMap<String, u64> {
 
 fn print(report: &RunReport, accuracy: &[f64], ledgers: &BTreeMap<ClientId, Vec<f64>>) {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY);
+    table.load_style(UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     let mut header = vec!["round".to_owned(), "accuracy".to_owned()];
     for client in ledgers.keys() {
         header.push(format!("{} ε", client.country()));
