@@ -2,6 +2,7 @@
 #
 #   make demo [DATA=dir]   the main job: three countries train one model on this machine
 #   make test              everything that continuous integration checks
+#   make bench             the benches, with the same optimised dependencies
 
 .PHONY: help demo test build setup-rust setup-data bench
 .DEFAULT_GOAL := help
@@ -35,4 +36,4 @@ test: setup-rust
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 
 bench: setup-rust
-	cargo bench --locked -p comity-benches
+	cargo bench --locked --profile dev --workspace --bench noise --bench accountant --bench dp_step
