@@ -13,7 +13,7 @@ use comity_benches::{ThreadCpu, elements};
 use comity_burn_models::{Device, Model, clipped_gradient_sum, gradient_sum};
 use comity_datasets::Batch;
 use comity_federation::{Layer, ModelSpec, Plan};
-use comity_privacy::{ExactGaussian, Noise};
+use comity_privacy::{KeyedNoise, Noise, NoiseKind};
 use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
 
 const BATCH: usize = 512;
@@ -64,7 +64,7 @@ fn dp_step(criterion: &mut Criterion<ThreadCpu>) {
         let n_parameters = model.manifest().n_parameters();
         model.load(&model.manifest().initial_parameters(SEED)).expect("they fit the model");
         let batch = microbatch(model.n_features(), plan.data.classes);
-        let mut noise = ExactGaussian::from_os().expect("the system has randomness");
+        let mut noise = KeyedNoise::from_os().expect("the system has randomness");
 
         let mut group = criterion.benchmark_group(format!("dp_step/{name}"));
         group.throughput(elements(BATCH)).sampling_mode(SamplingMode::Flat);
@@ -89,9 +89,10 @@ fn dp_step(criterion: &mut Criterion<ThreadCpu>) {
         group.bench_function("private", |bencher| {
             bencher.iter(|| {
                 let sum = clipped();
-                let mut values: Vec<i64> = sum.iter().map(|value| (value * 1e9) as i64).collect();
-                noise.add_gaussian(LOG2_SIGMA, &mut values).expect("sigma is in range");
-                values
+                let mut values = vec![0; sum.len()];
+                let kind = NoiseKind::for_parameters(n_parameters as u64);
+                noise.draw(kind, LOG2_SIGMA, &mut values).expect("sigma is in range");
+                (sum, values)
             });
         });
         group.finish();

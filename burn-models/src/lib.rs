@@ -14,6 +14,7 @@ mod error;
 mod evaluate;
 mod gradient;
 mod model;
+mod noise_pool;
 mod optimizer;
 mod round;
 mod safetensors;

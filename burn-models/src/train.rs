@@ -9,6 +9,7 @@ use comity_federation::{ModelSpec, Parameters, Training};
 use comity_privacy::Session;
 use rand_core::{Rng, SeedableRng};
 
+use crate::noise_pool::NoisePool;
 use crate::optimizer::OptimizerState;
 use crate::{Device, Model, TrainError, clipped_gradient_sum, gradient_sum};
 
@@ -44,16 +45,18 @@ pub fn train_private(
     let mut trainer = Trainer::new(task)?;
     let n_steps = session.steps_left();
     let clip_norm_l2 = session.clip_norm_l2();
-    while session.steps_left() > 0 {
-        let indices = session.next_batch(task.dataset.len())?;
-        let sum = trainer.sum(&indices, |model, batch, mask| {
-            clipped_gradient_sum(model, batch, mask, clip_norm_l2)
-        })?;
-        let gradient = session.privatise(&sum)?;
-        trainer.step(&gradient)?;
-        progress(n_steps - session.steps_left(), n_steps);
-    }
-    trainer.finish()
+    NoisePool::with(session.noise_ahead()?, |noise| {
+        while session.steps_left() > 0 {
+            let indices = session.next_batch(task.dataset.len())?;
+            let sum = trainer.sum(&indices, |model, batch, mask| {
+                clipped_gradient_sum(model, batch, mask, clip_norm_l2)
+            })?;
+            let gradient = session.privatise(&sum, noise.next()?)?;
+            trainer.step(&gradient)?;
+            progress(n_steps - session.steps_left(), n_steps);
+        }
+        trainer.finish()
+    })
 }
 
 /// Trains without differential privacy: shuffled epochs of mean gradients. The same `seed` gives

@@ -55,7 +55,7 @@ fn session(start: &Parameters, n_steps: u32) -> Session {
         unit: PrivacyUnit::Record,
         relation: Relation::AddOrRemoveOne,
         budget: Budget::new(8.0, 1e-5).unwrap(),
-        records_declared: N as u64,
+        units_declared: N as u64,
         batch_expected: 50,
         steps_per_round: n_steps,
         rounds: 1,

@@ -289,7 +289,7 @@ impl Plan {
             unit: *unit,
             relation: Relation::AddOrRemoveOne,
             budget: Budget::new(*epsilon, *delta).map_err(|e| fail(e.to_string()))?,
-            records_declared: client.records,
+            units_declared: client.records,
             batch_expected: self.training.batch,
             steps_per_round: self.steps_per_round(client.records),
             rounds: self.rounds,

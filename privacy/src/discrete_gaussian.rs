@@ -27,6 +27,11 @@ impl<R: Rng> DiscreteGaussian<R> {
         Self { rng, bits: 0, n_bits: 0 }
     }
 
+    /// The bits' source, for draws of another kind.
+    pub(crate) fn rng(&mut self) -> &mut R {
+        &mut self.rng
+    }
+
     /// One draw at σ = `2^m`, `m <= LOG2_SIGMA_MAX`.
     pub(crate) fn sample(&mut self, m: u32) -> i64 {
         debug_assert!(m <= LOG2_SIGMA_MAX);

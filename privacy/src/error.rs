@@ -20,26 +20,26 @@ pub enum PrivacyError {
 
     /// The expected batch is larger than the declared data set.
     #[error(
-        "an expected batch of {batch_expected} from {records_declared} declared records needs a \
-         sampling rate above 1; lower batch_expected or correct records_declared"
+        "an expected batch of {batch_expected} from {units_declared} declared privacy units needs a \
+         sampling rate above 1; lower batch_expected or correct units_declared"
     )]
     SamplingRateAboveOne {
         /// The plan's public expected batch.
         batch_expected: u32,
-        /// The plan's public number of records.
-        records_declared: u64,
+        /// The plan's public number of privacy units.
+        units_declared: u64,
     },
 
-    /// A delta so large that publishing one whole record would satisfy it.
+    /// A delta so large that publishing one whole unit would satisfy it.
     #[error(
-        "delta {delta} is not below 1/{records_declared}, so it would allow publishing a whole \
-         record; choose a smaller delta"
+        "delta {delta} is not below 1/{units_declared}, so it would allow publishing all about one \
+         privacy unit; choose a smaller delta"
     )]
-    DeltaNotBelowOneRecord {
+    DeltaNotBelowOneUnit {
         /// The delta asked for.
         delta: f64,
-        /// The plan's public number of records.
-        records_declared: u64,
+        /// The plan's public number of privacy units.
+        units_declared: u64,
     },
 
     /// The releases that are fixed already cost more than the whole budget.
@@ -114,6 +114,17 @@ pub enum PrivacyError {
     /// A sum was handed in without a batch having been drawn for it.
     #[error("no batch was drawn for this sum; call next_batch before privatise")]
     NoBatch,
+
+    /// The session's noise was asked for a second time.
+    #[error("this session's noise was handed out already; each step's is drawn once")]
+    NoiseTaken,
+
+    /// The noise handed in is not the one of the step.
+    #[error("the noise is not that of step {step} of this session; take them in order")]
+    OtherStepsNoise {
+        /// The step that waits, from 0.
+        step: u32,
+    },
 
     /// The plan reserves no metric.
     #[error("the plan has no budget for metrics; set metrics_rho_per_round above 0")]

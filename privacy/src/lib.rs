@@ -36,6 +36,7 @@ pub mod sampler;
 pub mod session;
 #[cfg(test)]
 mod statistics;
+mod step_noise;
 pub mod unit;
 
 pub use accountant::{BoundKind, EpsilonReport, Mechanism, epsilon};
@@ -46,11 +47,12 @@ pub use error::PrivacyError;
 pub use gaussian::gaussian_epsilon;
 pub use ledger::{Ledger, LedgerEntry, LedgerStore, Limit, Reservation, ReservationKey};
 pub use metrics::release_histogram;
-pub use noise::{ExactGaussian, Noise};
+pub use noise::{EXACT_PARAMETERS_MAX, KeyedNoise, Noise, NoiseKind};
 pub use plan::{PrivacyPlan, PrivacyRequest};
 pub use randomness::Randomness;
 pub use rdp::RdpCurve;
 pub use release::{Receipt, Released};
 pub use sampler::PoissonSampler;
 pub use session::Session;
+pub use step_noise::{NoiseAhead, NoiseLane, StepNoise};
 pub use unit::{PrivacyUnit, Relation};

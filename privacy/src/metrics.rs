@@ -6,7 +6,7 @@
 
 use crate::{
     accountant::Mechanism, error::PrivacyError, ledger::Reservation, noise::Noise,
-    release::Released,
+    release::Released, unit::PrivacyUnit,
 };
 
 /// Releases how many records fall into each bin, paid by a reservation of one
@@ -25,16 +25,21 @@ pub fn release_histogram(
 ) -> Result<Released<Vec<i64>>, PrivacyError> {
     match reservation.mechanisms() {
         [Mechanism::Zcdp { rho }] if *rho > 0.0 => {
-            let released = add_count_noise(noise, counts, count_sigma(*rho))?;
+            let released = add_count_noise(noise, counts, count_sigma(*rho, PrivacyUnit::Record))?;
             Ok(reservation.release(released))
         }
         _ => Err(reservation.mismatch("one zcdp release")),
     }
 }
 
-/// The σ at which a count is `rho`-zCDP, rounded up.
-pub(crate) fn count_sigma(rho: f64) -> f64 {
-    (1.0 / (2.0 * rho)).next_up().sqrt().next_up()
+/// The σ at which a count, to which each record adds at most 1, is `rho`-zCDP for `unit`; rounded
+/// up.
+pub(crate) fn count_sigma(rho: f64, unit: PrivacyUnit) -> f64 {
+    let sigma = (1.0 / (2.0 * rho)).next_up().sqrt().next_up();
+    match unit.records_max() {
+        1 => sigma,
+        n_records => (sigma * f64::from(n_records)).next_up(),
+    }
 }
 
 fn add_count_noise(
@@ -59,7 +64,7 @@ mod tests {
     use crate::{
         budget::Budget,
         ledger::{Ledger, Limit, ReservationKey},
-        noise::ExactGaussian,
+        noise::KeyedNoise,
     };
 
     fn reservation(mechanisms: Vec<Mechanism>) -> Reservation {
@@ -76,7 +81,7 @@ mod tests {
             let measurement = make_gaussian::<_, _, ZeroConcentratedDivergence>(
                 AtomDomain::<i64>::default(),
                 AbsoluteDistance::<f64>::default(),
-                count_sigma(rho),
+                count_sigma(rho, PrivacyUnit::Record),
                 None,
             )
             .unwrap();
@@ -87,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_histogram_is_released_with_its_receipt() {
-        let mut noise = ExactGaussian::from_os().unwrap();
+        let mut noise = KeyedNoise::from_os().unwrap();
         let paid = vec![Mechanism::Zcdp { rho: 0.5 }];
         let released =
             release_histogram(reservation(paid.clone()), &mut noise, &[0, 50, 1000]).unwrap();
@@ -100,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_histogram_is_not_released_on_any_other_reservation() {
-        let mut noise = ExactGaussian::from_os().unwrap();
+        let mut noise = KeyedNoise::from_os().unwrap();
         for mechanisms in [
             vec![],
             vec![Mechanism::Exempt],

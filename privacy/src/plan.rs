@@ -13,6 +13,7 @@ use crate::{
     calibrate::calibrate_noise_multiplier,
     error::PrivacyError,
     ledger::Reservation,
+    noise::NoiseKind,
     randomness::Randomness,
     session::Session,
     unit::{PrivacyUnit, Relation},
@@ -37,15 +38,15 @@ pub struct PrivacyRequest {
     pub relation: Relation,
     /// What the whole run may cost.
     pub budget: Budget,
-    /// The number of records that the institution declares in public, rounded as it likes.
-    pub records_declared: u64,
-    /// The expected number of records in a batch.
+    /// The number of privacy units that the institution declares in public, rounded as it likes.
+    pub units_declared: u64,
+    /// The expected number of privacy units in a batch.
     pub batch_expected: u32,
     /// DP-SGD steps in each round.
     pub steps_per_round: u32,
     /// Rounds in the run.
     pub rounds: u32,
-    /// The L2 norm to which each example's gradient is clipped.
+    /// The L2 norm to which each unit's gradient is clipped.
     pub clip_norm_l2: f64,
     /// Trained parameters.
     pub n_parameters: u64,
@@ -61,6 +62,7 @@ pub struct PrivacyPlan {
     sampling_rate: f64,
     noise_multiplier: f64,
     real_noise_multiplier: f64,
+    noise: NoiseKind,
 }
 
 impl PrivacyPlan {
@@ -80,11 +82,11 @@ impl PrivacyPlan {
     /// # Errors
     /// [`PrivacyError::OutOfRange`] for a zero count, a clipping norm that is not positive and
     /// finite, or a negative or infinite metrics ρ; [`PrivacyError::SamplingRateAboveOne`];
-    /// [`PrivacyError::DeltaNotBelowOneRecord`]; [`PrivacyError::GridTooCoarse`]; and those of
+    /// [`PrivacyError::DeltaNotBelowOneUnit`]; [`PrivacyError::GridTooCoarse`]; and those of
     /// [`calibrate_noise_multiplier`] for a budget that cannot be met.
     pub fn calibrate(request: &PrivacyRequest) -> Result<Self, PrivacyError> {
         validate(request)?;
-        let sampling_rate = f64::from(request.batch_expected) / request.records_declared as f64;
+        let sampling_rate = f64::from(request.batch_expected) / request.units_declared as f64;
         let steps = u64::from(request.steps_per_round) * u64::from(request.rounds);
         let metrics = metrics_mechanism(request, request.rounds);
         let noise_multiplier =
@@ -103,6 +105,7 @@ impl PrivacyPlan {
             sampling_rate,
             noise_multiplier,
             real_noise_multiplier,
+            noise: NoiseKind::for_parameters(request.n_parameters),
         })
     }
 
@@ -111,7 +114,7 @@ impl PrivacyPlan {
         &self.request
     }
 
-    /// The probability with which each record is in a batch.
+    /// The probability with which each privacy unit is in a batch.
     pub fn sampling_rate(&self) -> f64 {
         self.sampling_rate
     }
@@ -126,12 +129,17 @@ impl PrivacyPlan {
         self.real_noise_multiplier
     }
 
+    /// How the noise of gradients is made.
+    pub fn noise(&self) -> NoiseKind {
+        self.noise
+    }
+
     /// The public number by which a sum of gradients is divided.
     pub fn batch_expected(&self) -> u32 {
         self.request.batch_expected
     }
 
-    /// The L2 norm to which each example's gradient is clipped.
+    /// The L2 norm to which each unit's gradient is clipped.
     pub fn clip_norm_l2(&self) -> f64 {
         self.request.clip_norm_l2
     }
@@ -231,11 +239,12 @@ fn metrics_mechanism(request: &PrivacyRequest, rounds: u32) -> Option<Mechanism>
 
 fn validate(request: &PrivacyRequest) -> Result<(), PrivacyError> {
     for (what, value) in [
-        ("records_declared", request.records_declared),
+        ("units_declared", request.units_declared),
         ("batch_expected", u64::from(request.batch_expected)),
         ("steps_per_round", u64::from(request.steps_per_round)),
         ("rounds", u64::from(request.rounds)),
         ("n_parameters", request.n_parameters),
+        ("unit.person.records_max", u64::from(request.unit.records_max())),
     ] {
         if value == 0 {
             return Err(PrivacyError::OutOfRange { what, value: 0.0, allowed: "at least 1" });
@@ -250,17 +259,17 @@ fn validate(request: &PrivacyRequest) -> Result<(), PrivacyError> {
         });
     }
     Mechanism::Zcdp { rho: request.metrics_rho_per_round }.validate()?;
-    if u64::from(request.batch_expected) > request.records_declared {
+    if u64::from(request.batch_expected) > request.units_declared {
         return Err(PrivacyError::SamplingRateAboveOne {
             batch_expected: request.batch_expected,
-            records_declared: request.records_declared,
+            units_declared: request.units_declared,
         });
     }
     let delta = request.budget.delta.get();
-    if delta * request.records_declared as f64 >= 1.0 {
-        return Err(PrivacyError::DeltaNotBelowOneRecord {
+    if delta * request.units_declared as f64 >= 1.0 {
+        return Err(PrivacyError::DeltaNotBelowOneUnit {
             delta,
-            records_declared: request.records_declared,
+            units_declared: request.units_declared,
         });
     }
     Ok(())

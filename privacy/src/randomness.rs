@@ -1,10 +1,11 @@
 //! All the randomness of one round, as an argument.
 
-use rand_core::Rng;
+use chacha20::ChaCha20Rng;
+use rand_core::{Rng, SeedableRng};
 
 use crate::{
     error::PrivacyError,
-    noise::{ExactGaussian, Noise, rng_from_os},
+    noise::{KeyedNoise, Noise, key_from_os},
 };
 
 /// The random choices of one [`Session`](crate::session::Session).
@@ -16,6 +17,9 @@ pub struct Randomness {
     pub sampling: Box<dyn Rng + Send>,
     /// Is added to what leaves.
     pub noise: Box<dyn Noise>,
+    /// Names the keys without telling them. The ledger records it before they are used, so that
+    /// anyone can check that none was used twice.
+    pub id: [u8; 32],
 }
 
 impl Randomness {
@@ -24,24 +28,30 @@ impl Randomness {
     /// # Errors
     /// [`PrivacyError::NoRandomness`] if the operating system gives no keys.
     pub fn from_os() -> Result<Self, PrivacyError> {
-        Ok(Self { sampling: Box::new(rng_from_os()?), noise: Box::new(ExactGaussian::from_os()?) })
+        Ok(Self::under(key_from_os()?))
+    }
+
+    /// Both keys and their name are derived from one, which is not kept.
+    fn under(key: [u8; 32]) -> Self {
+        let sampling = blake3::derive_key("comity sampling key v1", &key);
+        let noise = blake3::derive_key("comity noise key v1", &key);
+        Self {
+            sampling: Box::new(ChaCha20Rng::from_seed(sampling)),
+            noise: Box::new(KeyedNoise::under(noise)),
+            id: blake3::derive_key("comity randomness id v1", &key),
+        }
     }
 
     #[cfg(test)]
     pub(crate) fn seeded(seed: u8) -> Self {
-        use chacha20::ChaCha20Rng;
-        use rand_core::SeedableRng;
-
-        Self {
-            sampling: Box::new(ChaCha20Rng::from_seed([seed; 32])),
-            noise: Box::new(ExactGaussian::seeded([seed ^ 0xff; 32])),
-        }
+        Self::under([seed; 32])
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::noise::NoiseKind;
 
     #[test]
     fn the_system_gives_different_streams_each_time() {
@@ -49,8 +59,9 @@ mod tests {
         let mut second = Randomness::from_os().unwrap();
         assert_ne!(first.sampling.next_u64(), second.sampling.next_u64());
         let (mut a, mut b) = ([0; 8], [0; 8]);
-        first.noise.add_gaussian(30, &mut a).unwrap();
-        second.noise.add_gaussian(30, &mut b).unwrap();
+        first.noise.draw(NoiseKind::DiscreteGaussian, 30, &mut a).unwrap();
+        second.noise.draw(NoiseKind::DiscreteGaussian, 30, &mut b).unwrap();
         assert_ne!(a, b);
+        assert_ne!(first.id, second.id);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! open --next_batch--> batch drawn --privatise--> open      at most steps_per_round times
+//!  |                                                        noise_ahead at any time, once
 //!  |                                                        release_count at any time, once
 //!  +--finish--> Released
 //! ```
@@ -22,6 +23,7 @@ use crate::{
     randomness::Randomness,
     release::Released,
     sampler::PoissonSampler,
+    step_noise::{NoiseAhead, StepNoise},
 };
 
 /// Quantised sums are held within ±2⁶¹, so that adding noise can never overflow.
@@ -33,6 +35,8 @@ pub struct Session {
     reservation: Reservation,
     sampler: PoissonSampler,
     noise: Box<dyn Noise>,
+    randomness: [u8; 32],
+    noise_taken: bool,
     steps_left: u32,
     batch_pending: bool,
     metric_released: bool,
@@ -47,6 +51,8 @@ impl Session {
         Ok(Self {
             sampler: PoissonSampler::new(plan.sampling_rate(), randomness.sampling)?,
             noise: randomness.noise,
+            randomness: randomness.id,
+            noise_taken: false,
             steps_left: plan.steps_per_round(),
             plan,
             reservation,
@@ -55,15 +61,16 @@ impl Session {
         })
     }
 
-    /// The positions, ascending, of the records in the next step's batch; none is a valid batch.
+    /// The positions, ascending, of the privacy units in the next step's batch; none is a valid
+    /// batch.
     ///
-    /// `n_records` is the real number of records, which may differ from the declared one: each
-    /// record's probability does not depend on it.
+    /// `n_units` is the real number of units (records or persons), which may differ from the
+    /// declared one: each unit's probability does not depend on it.
     ///
     /// # Errors
     /// [`PrivacyError::BatchPending`] if the last batch was not privatised,
     /// [`PrivacyError::NoStepsLeft`] after the plan's last step.
-    pub fn next_batch(&mut self, n_records: usize) -> Result<Vec<usize>, PrivacyError> {
+    pub fn next_batch(&mut self, n_units: usize) -> Result<Vec<usize>, PrivacyError> {
         if self.batch_pending {
             return Err(PrivacyError::BatchPending);
         }
@@ -72,10 +79,28 @@ impl Session {
         }
         self.steps_left -= 1;
         self.batch_pending = true;
-        Ok(self.sampler.sample(n_records))
+        Ok(self.sampler.sample(n_units))
     }
 
-    /// The L2 norm to which each example's gradient has to be clipped.
+    /// The noise of all steps, to be drawn before their data are touched, on any thread.
+    ///
+    /// # Errors
+    /// [`PrivacyError::NoiseTaken`] the second time.
+    pub fn noise_ahead(&mut self) -> Result<NoiseAhead, PrivacyError> {
+        if self.noise_taken {
+            return Err(PrivacyError::NoiseTaken);
+        }
+        self.noise_taken = true;
+        Ok(NoiseAhead::new(
+            self.noise.fork(0),
+            self.randomness,
+            self.plan.noise(),
+            usize::try_from(self.plan.n_parameters()).expect("the parameters fit in memory"),
+            self.plan.steps_per_round(),
+        ))
+    }
+
+    /// The L2 norm to which each unit's gradient has to be clipped.
     pub fn clip_norm_l2(&self) -> f64 {
         self.plan.clip_norm_l2()
     }
@@ -89,14 +114,20 @@ impl Session {
     ///
     /// `clipped_sum`: `[n_parameters]`, the *sum*, all zeros for an empty batch. It is rounded to
     /// the grid γ = σ_real C / 2³⁰ (and held within ±2⁶¹ γ, which can only reduce its sensitivity),
-    /// exact discrete Gaussian noise of 2³⁰ grid units is added to every coordinate, and the result
-    /// is divided by the public expected batch, never by the batch's own size.
+    /// `noise`, Gaussian of 2³⁰ grid units, is added to every coordinate, and the result is divided
+    /// by the public expected batch, never by the batch's own size.
+    ///
+    /// `noise`: this step's, from [`Session::noise_ahead`]; it is used up, also by an error.
     ///
     /// # Errors
     /// [`PrivacyError::NoBatch`] if no batch is waiting, [`PrivacyError::WrongLength`],
-    /// [`PrivacyError::NotFinite`] if a coordinate is NaN or infinite (no noise is drawn; the batch
-    /// is still waiting), and those of the noise.
-    pub fn privatise(&mut self, clipped_sum: &[f64]) -> Result<Vec<f32>, PrivacyError> {
+    /// [`PrivacyError::NotFinite`] if a coordinate is NaN or infinite,
+    /// [`PrivacyError::OtherStepsNoise`] if `noise` is another step's or another session's.
+    pub fn privatise(
+        &mut self,
+        clipped_sum: &[f64],
+        noise: StepNoise,
+    ) -> Result<Vec<f32>, PrivacyError> {
         if !self.batch_pending {
             return Err(PrivacyError::NoBatch);
         }
@@ -109,13 +140,17 @@ impl Session {
         if let Some(index) = clipped_sum.iter().position(|value| !value.is_finite()) {
             return Err(PrivacyError::NotFinite { index });
         }
+        let step = self.plan.steps_per_round() - self.steps_left - 1;
+        if noise.session != self.randomness || noise.step != step {
+            return Err(PrivacyError::OtherStepsNoise { step });
+        }
         let gamma = self.plan.real_noise_multiplier() * self.plan.clip_norm_l2()
             / 2.0_f64.powi(GRID_BITS as i32);
         let mut values: Vec<i64> = clipped_sum
             .iter()
             .map(|value| (value / gamma).round().clamp(-QUANTISED_MAX, QUANTISED_MAX) as i64)
             .collect();
-        self.noise.add_gaussian(GRID_BITS, &mut values)?;
+        self.noise.add(&noise.values, &mut values);
         self.batch_pending = false;
         let scale = gamma / f64::from(self.plan.batch_expected());
         Ok(values.into_iter().map(|value| (value as f64 * scale) as f32).collect())
@@ -123,7 +158,8 @@ impl Session {
 
     /// Releases the round's one count, to which each record may add at most 1.
     ///
-    /// The result may be negative; its noise has σ = 1/√(2ρ).
+    /// The result may be negative; its noise has σ = m/√(2ρ), where m is the largest number of
+    /// records of one unit.
     ///
     /// # Errors
     /// [`PrivacyError::MetricNotPlanned`] if the plan has no ρ for it,
@@ -138,7 +174,7 @@ impl Session {
         }
         self.metric_released = true;
         let value = i64::try_from(value).unwrap_or(i64::MAX);
-        self.noise.release_integer(value, count_sigma(rho))
+        self.noise.release_integer(value, count_sigma(rho, self.plan.unit()))
     }
 
     /// Ends the round: `value`, computed from the session's results alone, may leave.

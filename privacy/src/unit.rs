@@ -1,14 +1,43 @@
 //! Whom the promise protects, and what counts as a neighbouring data set.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// The privacy unit: what may be added to or removed from the data without being noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum PrivacyUnit {
     /// One row of the institution's data. A person with several rows is protected less.
     Record,
+    /// One person with all rows that bear the person's id. Persons are sampled, and the sum of a
+    /// person's gradients is clipped as one.
+    Person {
+        /// Rows of one person that are used at most; further ones never are.
+        records_max: u32,
+    },
+}
+
+impl PrivacyUnit {
+    /// The most rows that one unit can bring: what a count can change by.
+    pub fn records_max(self) -> u32 {
+        match self {
+            Self::Record => 1,
+            Self::Person { records_max } => records_max,
+        }
+    }
+}
+
+impl fmt::Display for PrivacyUnit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Record => f.write_str("record"),
+            Self::Person { records_max } => {
+                write!(f, "person, with at most {records_max} records each")
+            }
+        }
+    }
 }
 
 /// How two neighbouring data sets differ.
@@ -32,6 +61,11 @@ mod tests {
             serde_json::to_string(&Relation::AddOrRemoveOne).unwrap(),
             r#""add_or_remove_one""#
         );
-        assert!(serde_json::from_str::<PrivacyUnit>(r#""institution""#).is_err());
+        let person = PrivacyUnit::Person { records_max: 8 };
+        assert_eq!(serde_json::to_string(&person).unwrap(), r#"{"person":{"records_max":8}}"#);
+        for unknown in [r#""institution""#, r#""person""#, r#"{"person":{"records_max":8,"x":1}}"#]
+        {
+            assert!(serde_json::from_str::<PrivacyUnit>(unknown).is_err(), "{unknown}");
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 use chacha20::ChaCha20Rng;
 use comity_federation::ClientId;
-use comity_privacy::{Noise, PrivacyError, Randomness};
+use comity_privacy::{Noise, NoiseKind, PrivacyError, Randomness};
 use rand_core::{Rng, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
 
@@ -53,6 +53,7 @@ impl NoiseMode {
 /// A rounded normal and the discrete Gaussian of the same σ differ by far less than an experiment
 /// can see at the σ in use (2^30 grid units).
 pub struct SeededNoise {
+    seed: [u8; 32],
     rng: ChaCha20Rng,
 }
 
@@ -60,17 +61,29 @@ impl SeededNoise {
     /// The noise stream under `seed`.
     #[must_use]
     pub fn new(seed: [u8; 32]) -> Self {
-        Self { rng: ChaCha20Rng::from_seed(seed) }
+        Self { seed, rng: ChaCha20Rng::from_seed(seed) }
     }
 
-    fn draw(&mut self, sigma: f64) -> i64 {
+    fn normal(&mut self, sigma: f64) -> i64 {
         let normal: f64 = StandardNormal.sample(&mut self.rng);
         (normal * sigma).round() as i64
     }
 }
 
 impl Noise for SeededNoise {
-    fn add_gaussian(&mut self, log2_sigma: u32, values: &mut [i64]) -> Result<(), PrivacyError> {
+    fn fork(&self, index: u64) -> Box<dyn Noise> {
+        let mut hasher = blake3::Hasher::new_derive_key("comity simulation noise fork v1");
+        hasher.update(&self.seed).update(&index.to_le_bytes());
+        Box::new(Self::new(*hasher.finalize().as_bytes()))
+    }
+
+    /// The same whatever the kind: a simulation sees no difference between them.
+    fn draw(
+        &mut self,
+        _kind: NoiseKind,
+        log2_sigma: u32,
+        values: &mut [i64],
+    ) -> Result<(), PrivacyError> {
         if log2_sigma > LOG2_SIGMA_MAX {
             return Err(PrivacyError::OutOfRange {
                 what: "log2 of sigma",
@@ -79,9 +92,7 @@ impl Noise for SeededNoise {
             });
         }
         let sigma = (1_u64 << log2_sigma) as f64;
-        for value in values {
-            *value = value.saturating_add(self.draw(sigma));
-        }
+        values.fill_with(|| self.normal(sigma));
         Ok(())
     }
 
@@ -93,7 +104,7 @@ impl Noise for SeededNoise {
                 allowed: "positive and finite",
             });
         }
-        Ok(value.saturating_add(self.draw(sigma)))
+        Ok(value.saturating_add(self.normal(sigma)))
     }
 }
 
@@ -110,17 +121,19 @@ pub fn seeded_randomness(seed: u64, client: &ClientId, round: u32) -> Randomness
         *hasher.finalize().as_bytes()
     };
     let sampling: Box<dyn Rng + Send> = Box::new(ChaCha20Rng::from_seed(key("sampling")));
-    Randomness { sampling, noise: Box::new(SeededNoise::new(key("noise"))) }
+    Randomness { sampling, noise: Box::new(SeededNoise::new(key("noise"))), id: key("id") }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const KIND: NoiseKind = NoiseKind::DiscreteGaussian;
+
     fn noise_of(seed: u64, client: &str, round: u32) -> Vec<i64> {
         let mut values = vec![0; 16];
         let mut randomness = seeded_randomness(seed, &client.parse().unwrap(), round);
-        randomness.noise.add_gaussian(30, &mut values).unwrap();
+        randomness.noise.draw(KIND, 30, &mut values).unwrap();
         values
     }
 
@@ -137,7 +150,7 @@ mod tests {
     #[test]
     fn seeded_noise_has_the_asked_for_spread() {
         let mut values = vec![0_i64; 100_000];
-        SeededNoise::new([3; 32]).add_gaussian(20, &mut values).unwrap();
+        SeededNoise::new([3; 32]).draw(KIND, 20, &mut values).unwrap();
         let sigma = (1_u64 << 20) as f64;
         let variance = values.iter().map(|v| (*v as f64 / sigma).powi(2)).sum::<f64>() / 1e5;
         assert!((variance - 1.0).abs() < 6.0 * (2.0 / 1e5_f64).sqrt(), "{variance}");
@@ -149,7 +162,7 @@ mod tests {
         let draw = || {
             let mut values = [0_i64; 16];
             let mut randomness = NoiseMode::Exact.randomness(1, &client, 1).unwrap();
-            randomness.noise.add_gaussian(30, &mut values).unwrap();
+            randomness.noise.draw(KIND, 30, &mut values).unwrap();
             values
         };
         assert_ne!(draw(), draw());
@@ -158,7 +171,7 @@ mod tests {
     #[test]
     fn sigmas_that_mean_nothing_are_refused() {
         let mut noise = SeededNoise::new([0; 32]);
-        assert!(noise.add_gaussian(41, &mut [0]).is_err());
+        assert!(noise.draw(KIND, 41, &mut [0]).is_err());
         assert!(noise.release_integer(1, 0.0).is_err());
         assert!(noise.release_integer(1, f64::NAN).is_err());
     }

@@ -6,7 +6,7 @@ pub(crate) fn request() -> PrivacyRequest {
         unit: PrivacyUnit::Record,
         relation: Relation::AddOrRemoveOne,
         budget: Budget::new(3.0, 1e-5).unwrap(),
-        records_declared: 2000,
+        units_declared: 2000,
         batch_expected: 100,
         steps_per_round: 5,
         rounds: 10,
@@ -22,7 +22,7 @@ fn variants() -> Vec<PrivacyRequest> {
         base.clone(),
         PrivacyRequest { budget: Budget::new(3.1, 1e-5).unwrap(), ..base.clone() },
         PrivacyRequest { budget: Budget::new(3.0, 1e-6).unwrap(), ..base.clone() },
-        PrivacyRequest { records_declared: 2001, ..base.clone() },
+        PrivacyRequest { units_declared: 2001, ..base.clone() },
         PrivacyRequest { batch_expected: 101, ..base.clone() },
         PrivacyRequest { steps_per_round: 6, ..base.clone() },
         PrivacyRequest { rounds: 11, ..base.clone() },
@@ -105,6 +105,7 @@ fn the_plan_in_json_reads_back_as_its_request() {
     let plan = PrivacyPlan::calibrate(&request()).unwrap();
     let mut json: serde_json::Value = serde_json::to_value(&plan).unwrap();
     let fields = json.as_object_mut().unwrap();
+    assert_eq!(fields.remove("noise").unwrap(), "discrete_gaussian");
     for derived in ["sampling_rate", "noise_multiplier", "real_noise_multiplier"] {
         assert!(fields.remove(derived).unwrap().as_f64().unwrap() > 0.0);
     }
@@ -115,7 +116,8 @@ fn the_plan_in_json_reads_back_as_its_request() {
 fn impossible_requests_are_refused_with_a_remedy() {
     let base = request();
     for bad in [
-        PrivacyRequest { records_declared: 0, ..base.clone() },
+        PrivacyRequest { units_declared: 0, ..base.clone() },
+        PrivacyRequest { unit: PrivacyUnit::Person { records_max: 0 }, ..base.clone() },
         PrivacyRequest { batch_expected: 0, ..base.clone() },
         PrivacyRequest { steps_per_round: 0, ..base.clone() },
         PrivacyRequest { rounds: 0, ..base.clone() },
@@ -133,7 +135,7 @@ fn impossible_requests_are_refused_with_a_remedy() {
     assert!(matches!(error, PrivacyError::SamplingRateAboveOne { .. }), "{error}");
     let loose = PrivacyRequest { budget: Budget::new(3.0, 1e-3).unwrap(), ..base.clone() };
     let error = PrivacyPlan::calibrate(&loose).unwrap_err();
-    assert!(matches!(error, PrivacyError::DeltaNotBelowOneRecord { .. }), "{error}");
+    assert!(matches!(error, PrivacyError::DeltaNotBelowOneUnit { .. }), "{error}");
     let greedy = PrivacyRequest { metrics_rho_per_round: 5.0, ..base };
     let error = PrivacyPlan::calibrate(&greedy).unwrap_err();
     assert!(matches!(error, PrivacyError::FixedPartExceedsBudget { .. }), "{error}");

@@ -1,7 +1,9 @@
 use super::*;
 use crate::{
     ledger::{Ledger, Limit, ReservationKey},
+    noise::EXACT_PARAMETERS_MAX,
     plan::{PrivacyRequest, tests::request},
+    step_noise::NoiseLane,
 };
 
 fn session(request: &PrivacyRequest, seed: u8) -> Session {
@@ -14,79 +16,118 @@ fn session(request: &PrivacyRequest, seed: u8) -> Session {
     plan.session(reservation, Randomness::seeded(seed)).unwrap()
 }
 
+/// A session with the noise of its steps.
+struct Steps {
+    session: Session,
+    noise: NoiseLane,
+}
+
+impl Steps {
+    fn open(request: &PrivacyRequest, seed: u8) -> Self {
+        let mut session = session(request, seed);
+        let noise = session.noise_ahead().unwrap().lanes(1).remove(0);
+        Self { session, noise }
+    }
+
+    fn privatise(&mut self, sum: &[f64]) -> Result<Vec<f32>, PrivacyError> {
+        self.session.privatise(sum, self.noise.next().unwrap().unwrap())
+    }
+}
+
 #[test]
 fn an_extra_step_is_refused() {
-    let mut session = session(&request(), 1);
+    let mut steps = Steps::open(&request(), 1);
     let zeros = vec![0.0; 1000];
     for left in (0..5).rev() {
-        session.next_batch(2000).unwrap();
-        assert_eq!(session.steps_left(), left);
-        session.privatise(&zeros).unwrap();
+        steps.session.next_batch(2000).unwrap();
+        assert_eq!(steps.session.steps_left(), left);
+        steps.privatise(&zeros).unwrap();
     }
-    assert_eq!(session.next_batch(2000), Err(PrivacyError::NoStepsLeft { steps: 5 }));
-    assert_eq!(session.privatise(&zeros), Err(PrivacyError::NoBatch));
+    assert_eq!(steps.session.next_batch(2000), Err(PrivacyError::NoStepsLeft { steps: 5 }));
+    assert!(steps.noise.next().is_none());
 }
 
 #[test]
 fn batches_and_sums_alternate() {
-    let mut session = session(&request(), 2);
-    assert_eq!(session.privatise(&[0.0; 1000]), Err(PrivacyError::NoBatch));
-    session.next_batch(2000).unwrap();
-    assert_eq!(session.next_batch(2000), Err(PrivacyError::BatchPending));
-    session.privatise(&[0.0; 1000]).unwrap();
-    assert_eq!(session.privatise(&[0.0; 1000]), Err(PrivacyError::NoBatch));
+    let zeros = vec![0.0; 1000];
+    let mut steps = Steps::open(&request(), 2);
+    assert_eq!(steps.privatise(&zeros), Err(PrivacyError::NoBatch));
+    let mut steps = Steps::open(&request(), 2);
+    steps.session.next_batch(2000).unwrap();
+    assert_eq!(steps.session.next_batch(2000), Err(PrivacyError::BatchPending));
+    steps.privatise(&zeros).unwrap();
+    assert_eq!(steps.privatise(&zeros), Err(PrivacyError::NoBatch));
 }
 
 #[test]
-fn a_sum_that_is_not_finite_is_refused_before_noise_is_drawn() {
-    let mut session = session(&request(), 3);
-    session.next_batch(2000).unwrap();
+fn noise_is_for_one_step_of_one_session() {
+    let zeros = vec![0.0; 1000];
+    let (mut steps, mut other) = (Steps::open(&request(), 3), Steps::open(&request(), 4));
+    assert_eq!(steps.session.noise_ahead().err(), Some(PrivacyError::NoiseTaken));
+    steps.session.next_batch(2000).unwrap();
+    let of_another = other.noise.next().unwrap().unwrap();
+    let refused = Err(PrivacyError::OtherStepsNoise { step: 0 });
+    assert_eq!(steps.session.privatise(&zeros, of_another), refused);
+    let first = steps.noise.next().unwrap().unwrap();
+    assert_eq!(steps.privatise(&zeros), refused);
+    assert!(steps.session.privatise(&zeros, first).is_ok());
+}
+
+#[test]
+fn a_sum_that_is_not_finite_is_refused() {
     for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let mut steps = Steps::open(&request(), 3);
+        steps.session.next_batch(2000).unwrap();
         let mut sum = vec![0.0; 1000];
         sum[7] = bad;
-        assert_eq!(session.privatise(&sum), Err(PrivacyError::NotFinite { index: 7 }));
+        assert_eq!(steps.privatise(&sum), Err(PrivacyError::NotFinite { index: 7 }));
     }
+    let mut steps = Steps::open(&request(), 3);
+    steps.session.next_batch(2000).unwrap();
     assert_eq!(
-        session.privatise(&[0.0; 999]),
+        steps.privatise(&[0.0; 999]),
         Err(PrivacyError::WrongLength { expected: 1000, got: 999 })
     );
-    assert!(session.privatise(&[0.0; 1000]).is_ok());
 }
 
 #[test]
 fn an_empty_batch_is_noise_alone() {
-    let mut session = session(&request(), 4);
-    assert!(session.next_batch(0).unwrap().is_empty());
-    let noise = session.privatise(&[0.0; 1000]).unwrap();
+    let mut steps = Steps::open(&request(), 4);
+    assert!(steps.session.next_batch(0).unwrap().is_empty());
+    let noise = steps.privatise(&[0.0; 1000]).unwrap();
     assert!(noise.iter().all(|value| value.is_finite()));
     assert!(noise.iter().any(|value| *value != 0.0));
 }
 
-/// The bound is 4.5 standard errors: false-alarm rate 1e-5, spent on choosing the seed.
+/// The bound is 4.5 standard errors: false-alarm rate 1e-5, spent on choosing the seed. Both kinds
+/// of noise: the second model is above the limit of the exact one.
 #[test]
 fn the_noise_has_the_scale_that_the_plan_says() {
-    let request = PrivacyRequest { n_parameters: 200_000, ..request() };
-    let mut session = session(&request, 5);
-    session.next_batch(2000).unwrap();
-    let noise = session.privatise(&vec![0.0; 200_000]).unwrap();
-    let plan = PrivacyPlan::calibrate(&request).unwrap();
-    let sigma =
-        plan.real_noise_multiplier() * plan.clip_norm_l2() / f64::from(plan.batch_expected());
-    assert!(plan.real_noise_multiplier() >= plan.noise_multiplier() * (1.0 + 1.0 / 1024.0));
-    let variance = noise.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>() / 200_000.0;
-    let relative = variance / (sigma * sigma) - 1.0;
-    assert!(relative.abs() < 4.5 * (2.0 / 200_000.0_f64).sqrt(), "{relative}");
+    for n_parameters in [200_000, EXACT_PARAMETERS_MAX + 1] {
+        let request = PrivacyRequest { n_parameters, ..request() };
+        let n = n_parameters as usize;
+        let mut steps = Steps::open(&request, 5);
+        steps.session.next_batch(2000).unwrap();
+        let noise = steps.privatise(&vec![0.0; n]).unwrap();
+        let plan = PrivacyPlan::calibrate(&request).unwrap();
+        let sigma =
+            plan.real_noise_multiplier() * plan.clip_norm_l2() / f64::from(plan.batch_expected());
+        assert!(plan.real_noise_multiplier() >= plan.noise_multiplier() * (1.0 + 1.0 / 1024.0));
+        let variance = noise.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>() / n as f64;
+        let relative = variance / (sigma * sigma) - 1.0;
+        assert!(relative.abs() < 4.5 * (2.0 / n as f64).sqrt(), "{n}: {relative}");
+    }
 }
 
 #[test]
 fn the_sum_is_divided_by_the_public_batch() {
     let request = PrivacyRequest { n_parameters: 2, ..request() };
-    let mut with = session(&request, 6);
-    let mut without = session(&request, 6);
-    with.next_batch(2000).unwrap();
-    without.next_batch(2000).unwrap();
-    let with = with.privatise(&[100.0, -50.0]).unwrap();
-    let without = without.privatise(&[0.0, 0.0]).unwrap();
+    let of_sum = |sum: &[f64]| {
+        let mut steps = Steps::open(&request, 6);
+        steps.session.next_batch(2000).unwrap();
+        steps.privatise(sum).unwrap()
+    };
+    let (with, without) = (of_sum(&[100.0, -50.0]), of_sum(&[0.0, 0.0]));
     assert!((with[0] - without[0] - 1.0).abs() < 1e-6);
     assert!((with[1] - without[1] + 0.5).abs() < 1e-6);
 }
@@ -94,9 +135,9 @@ fn the_sum_is_divided_by_the_public_batch() {
 #[test]
 fn an_absurd_sum_saturates() {
     let request = PrivacyRequest { n_parameters: 2, ..request() };
-    let mut session = session(&request, 7);
-    session.next_batch(2000).unwrap();
-    let result = session.privatise(&[f64::MAX, -f64::MAX]).unwrap();
+    let mut steps = Steps::open(&request, 7);
+    steps.session.next_batch(2000).unwrap();
+    let result = steps.privatise(&[f64::MAX, -f64::MAX]).unwrap();
     assert!(result[0] > 0.0 && result[0].is_finite() && result[1] < 0.0);
 }
 
