@@ -66,10 +66,10 @@ fn session(start: &Parameters, n_steps: u32) -> Session {
     let plan = PrivacyPlan::calibrate(&request).unwrap();
     let limit = Limit { budget: Some(plan.budget()), exempt_allowed: false };
     let key = ReservationKey { run: "test".to_owned(), round: 1 };
-    let reservation = Ledger::new(limit)
-        .reserve(&mut Vec::new(), key, plan.round_mechanisms(), plan.digest())
-        .unwrap();
-    plan.session(reservation, Randomness::from_os().unwrap()).unwrap()
+    let randomness = Randomness::from_os().unwrap();
+    let reservation =
+        Ledger::new(limit).reserve(&mut Vec::new(), key, plan.charge(&randomness)).unwrap();
+    plan.session(reservation, randomness).unwrap()
 }
 
 fn start() -> Parameters {

@@ -10,7 +10,7 @@ use comity_federation::{
     ClientId, ModelDigest, ParticipantEffect, ParticipantEvent, Plan, PlanDigest, RunId, Task,
     Time, Update,
 };
-use comity_privacy::{Mechanism, ReservationKey};
+use comity_privacy::{Charge, Randomness, ReservationKey};
 use comity_proto::convert::{digest, run_id};
 use comity_proto::limits::PLAN_BYTES_MAX;
 use comity_proto::v1::{self, assignment::What};
@@ -384,12 +384,15 @@ impl Node {
             warn!(error = format!("{error:#}"), "the data cannot be read");
             "this institution's data cannot be read".to_owned()
         })?;
-        let (mechanisms, digest) = match &privacy {
-            Some(privacy) => (privacy.round_mechanisms(), privacy.digest()),
-            None => (vec![Mechanism::Exempt], task.plan.0),
+        let (charge, privacy) = match privacy {
+            Some(privacy) => {
+                let randomness = Randomness::from_os().map_err(|e| e.to_string())?;
+                (privacy.charge(&randomness), Some((privacy, randomness)))
+            }
+            None => (Charge::exempt(task.plan.0), None),
         };
         let key = ReservationKey { run: task.run.to_string(), round: task.round };
-        let reservation = self.store.reserve(key, mechanisms, digest).map_err(|e| e.to_string())?;
+        let reservation = self.store.reserve(key, charge).map_err(|e| e.to_string())?;
         Ok(Job {
             task: task.clone(),
             plan,

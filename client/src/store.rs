@@ -2,7 +2,7 @@
 //! updates), and the sled index of runs that have ended, rebuilt from the journal when it does
 //! not match.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use comity_federation::{Participant, ParticipantEvent, Plan, RunId, Time, Update};
 use comity_journal::{BlobStore, DirLock, Index, IndexState, Journal, JournalError};
 use comity_privacy::{
-    Ledger, LedgerEntry, LedgerStore, Limit, Mechanism, Reservation, ReservationKey,
+    Charge, Ledger, LedgerEntry, LedgerStore, Limit, Reservation, ReservationKey,
 };
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
@@ -51,6 +51,8 @@ pub(crate) struct Part {
 pub(crate) struct Folded {
     pub(crate) parts: BTreeMap<RunId, Part>,
     pub(crate) ledger: Vec<LedgerEntry>,
+    /// Runs that the ledger knows.
+    debited: BTreeSet<String>,
 }
 
 impl Folded {
@@ -64,6 +66,9 @@ impl Folded {
             }
             Entry::Stepped { run, event } => self.step(&record, &run, event),
             Entry::Ledger { ledger } => {
+                if let LedgerEntry::Opened { run, .. } = &ledger {
+                    self.debited.insert(run.clone());
+                }
                 self.ledger.push(ledger);
                 Ok(())
             }
@@ -84,7 +89,13 @@ impl Folded {
             .parts
             .get_mut(run)
             .ok_or_else(|| record.refuse(format!("run {run} was never offered")))?;
-        part.participant.step(event).map(|_| ()).map_err(|e| record.refuse(e))
+        let was_over = part.participant.ended().is_some();
+        part.participant.step(event).map_err(|e| record.refuse(e))?;
+        // The ledger has no line of its own for a run's end: this one is it.
+        if !was_over && part.participant.ended().is_some() && self.debited.contains(run.as_str()) {
+            self.ledger.push(LedgerEntry::Closed { run: run.to_string() });
+        }
+        Ok(())
     }
 }
 
@@ -108,7 +119,7 @@ impl Store {
         if journal.recovered_bytes() > 0 {
             warn!(bytes = journal.recovered_bytes(), "unfinished journal record removed");
         }
-        let Folded { mut parts, ledger } = folded;
+        let Folded { mut parts, ledger, .. } = folded;
         let ledger = Ledger::replay(limit, ledger)?;
         let blobs = Arc::new(BlobStore::open(dir.join("blobs"))?);
         let (index, state) = Index::open(dir.join("index"), journal.head())?;
@@ -145,6 +156,9 @@ impl Store {
         event: ParticipantEvent,
     ) -> anyhow::Result<()> {
         self.journal.append_json(&Entry::Stepped { run: run.clone(), event })?;
+        if part.participant.ended().is_some() {
+            self.ledger.close(run.as_str());
+        }
         self.put_if_ended(run, part)?;
         self.mark()
     }
@@ -153,12 +167,11 @@ impl Store {
     pub(crate) fn reserve(
         &mut self,
         key: ReservationKey,
-        mechanisms: Vec<Mechanism>,
-        plan_digest: [u8; 32],
+        charge: Charge,
     ) -> anyhow::Result<Reservation> {
         let mut lines =
             Lines { journal: &mut self.journal, wrap: |ledger| Entry::Ledger { ledger } };
-        let reservation = self.ledger.reserve(&mut lines, key, mechanisms, plan_digest)?;
+        let reservation = self.ledger.reserve(&mut lines, key, charge)?;
         self.mark()?;
         Ok(reservation)
     }

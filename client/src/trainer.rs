@@ -44,7 +44,7 @@ pub(crate) struct Job {
     pub(crate) task: Task,
     pub(crate) plan: Arc<Plan>,
     pub(crate) client: ClientId,
-    pub(crate) privacy: Option<PrivacyPlan>,
+    pub(crate) privacy: Option<(PrivacyPlan, Randomness)>,
     pub(crate) reservation: Reservation,
     pub(crate) dataset: Arc<Dataset>,
     pub(crate) device: DeviceChoice,
@@ -75,10 +75,8 @@ fn train(job: Job) -> Trained {
         dataset: &job.dataset,
         device: &device,
     };
-    let privacy = match &job.privacy {
-        Some(plan) => Some((plan, Randomness::from_os()?)),
-        None => None,
-    };
+    let (plan, randomness) = job.privacy.unzip();
+    let privacy = plan.as_ref().zip(randomness);
     let bar = ProgressBar::new(0).with_style(
         ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} steps, {eta} left")
             .expect("the template is well-formed"),

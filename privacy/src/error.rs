@@ -70,6 +70,10 @@ pub enum PrivacyError {
         noise_multiplier_max: f64,
     },
 
+    /// A recorded plan's figures do not follow from one another.
+    #[error("the recorded privacy plan contradicts itself: its noise is not what it asks for")]
+    PlanInconsistent,
+
     /// Rounding to the noise grid would cost too much at this size.
     #[error(
         "a noise multiplier of {noise_multiplier} over {n_parameters} parameters is too coarse for \
@@ -159,6 +163,20 @@ pub enum PrivacyError {
         budget: f64,
         /// The budget's delta.
         delta: f64,
+    },
+
+    /// Keys of batches and noise were about to be used a second time.
+    #[error("{key} refused: its keys of noise were used before; draw fresh ones")]
+    RandomnessReused {
+        /// The release asked for.
+        key: ReservationKey,
+    },
+
+    /// The run has ended here, so nothing more is released for it.
+    #[error("{key} refused: the run is over in this ledger")]
+    RunOver {
+        /// The release asked for.
+        key: ReservationKey,
     },
 
     /// The institution has set no budget, so nothing may be debited.

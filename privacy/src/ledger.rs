@@ -14,6 +14,16 @@
 //! without a second charge is sound: at most one release per key can ever be committed, and it was
 //! paid for.
 //!
+//! A run's plan fixes all of its rounds before the first, so the budget is asked for the whole run
+//! when its first round is reserved: a run that the budget cannot carry to its end is refused at its
+//! start. While it is open its whole schedule counts; once it is closed, the rounds that it made.
+//!
+//! What counts is bounded as follows, which is sound because each case is known before any output
+//! (docs/privacy.md, section 6): a run that is the only one has a schedule fixed in advance, so every
+//! bound applies to it, numerical composition included. As soon as there are several, the later ones
+//! may have been chosen after seeing the earlier, and only Rényi and Gaussian filters apply. A closed
+//! run that those filters alone would not have admitted goes on counting in full.
+//!
 //! The ledger does not know files. A [`LedgerStore`] makes entries durable and [`Ledger::replay`]
 //! folds them back. After a failed write nobody knows what is on the disk, so the ledger then
 //! refuses everything until it is replayed.
@@ -29,6 +39,7 @@ use crate::{
     accountant::{Accountant, EpsilonReport, Mechanism},
     budget::Budget,
     error::PrivacyError,
+    plan::PrivacyPlan,
     release::{Receipt, Released},
 };
 
@@ -55,15 +66,35 @@ impl fmt::Display for ReservationKey {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum LedgerEntry {
+    /// A run was admitted with all that its plan will ever release.
+    Opened {
+        /// The run's id.
+        run: String,
+        /// What the whole run costs at most.
+        schedule: Vec<Mechanism>,
+        /// The digest of the plan.
+        #[serde(with = "crate::hex")]
+        plan: [u8; 32],
+        /// The plan itself, where there is differential privacy.
+        terms: Option<Box<PrivacyPlan>>,
+    },
     /// A release was debited; its noise may be drawn.
     Reserved {
         /// What it is for.
         key: ReservationKey,
         /// What was debited.
         mechanisms: Vec<Mechanism>,
-        /// The digest of the plan.
-        #[serde(with = "crate::hex")]
-        plan: [u8; 32],
+        /// Names the keys of its batches and noise.
+        #[serde(with = "crate::hex::optional")]
+        randomness: Option<[u8; 32]>,
+    },
+    /// A release that was debited, but not committed, is made again, under other keys.
+    Reopened {
+        /// What it is for.
+        key: ReservationKey,
+        /// Names the keys of its batches and noise.
+        #[serde(with = "crate::hex::optional")]
+        randomness: Option<[u8; 32]>,
     },
     /// A release is final; its bytes may leave.
     Committed {
@@ -73,6 +104,40 @@ pub enum LedgerEntry {
         #[serde(with = "crate::hex")]
         release: [u8; 32],
     },
+    /// A run is over: what it did not use is free again.
+    Closed {
+        /// The run's id.
+        run: String,
+    },
+}
+
+/// What a round is debited, and the run to which it belongs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Charge {
+    /// This release.
+    pub(crate) mechanisms: Vec<Mechanism>,
+    /// All releases of the run, this one included.
+    pub(crate) schedule: Vec<Mechanism>,
+    pub(crate) plan: [u8; 32],
+    pub(crate) terms: Option<Box<PrivacyPlan>>,
+    pub(crate) randomness: Option<[u8; 32]>,
+}
+
+impl Charge {
+    /// A run without differential privacy, under the plan of this digest.
+    pub fn exempt(plan: [u8; 32]) -> Self {
+        Self::single(vec![Mechanism::Exempt], plan, None)
+    }
+
+    /// A release that is not part of a [`PrivacyPlan`] and stands alone in its run. `randomness`
+    /// names the keys of its noise.
+    pub fn single(
+        mechanisms: Vec<Mechanism>,
+        plan: [u8; 32],
+        randomness: Option<[u8; 32]>,
+    ) -> Self {
+        Self { schedule: mechanisms.clone(), mechanisms, plan, terms: None, randomness }
+    }
 }
 
 /// Where ledger entries are made durable.
@@ -103,18 +168,28 @@ pub struct Limit {
     pub exempt_allowed: bool,
 }
 
+impl Limit {
+    /// The δ at which this limit reckons: the budget's, 1e-6 without one.
+    pub fn delta(&self) -> f64 {
+        self.budget.map_or(DELTA_WITHOUT_BUDGET, |budget| budget.delta.get())
+    }
+}
+
 /// The privacy that one data set has spent, across runs and coordinators.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     limit: Limit,
     book: Book,
+    /// The run that was admitted last and the number of runs then: while nothing else was opened or
+    /// closed, its further rounds need no new reckoning.
+    admitted: Option<(String, usize)>,
     store_failed: bool,
 }
 
 impl Ledger {
     /// A ledger that has spent nothing.
     pub fn new(limit: Limit) -> Self {
-        Self { limit, book: Book::new(), store_failed: false }
+        Self { limit, book: Book::new(), admitted: None, store_failed: false }
     }
 
     /// The ledger that wrote `entries`, under `limit`, which may since have become stricter: what
@@ -142,42 +217,85 @@ impl Ledger {
     /// # Errors
     /// Nothing is debited by any of [`PrivacyError::AlreadyReleased`],
     /// [`PrivacyError::ReservationConflict`], [`PrivacyError::ExemptNotAllowed`],
-    /// [`PrivacyError::NoBudget`], [`PrivacyError::BudgetExceeded`] and
-    /// [`PrivacyError::OutOfRange`] (a mechanism without a meaning).
+    /// [`PrivacyError::NoBudget`], [`PrivacyError::BudgetExceeded`],
+    /// [`PrivacyError::OutOfRange`] (a mechanism without a meaning),
+    /// [`PrivacyError::RandomnessReused`] and [`PrivacyError::RunOver`].
     /// [`PrivacyError::LedgerStore`] if the entry could not be made durable; the ledger then has to
     /// be replayed.
     pub fn reserve(
         &mut self,
         store: &mut dyn LedgerStore,
         key: ReservationKey,
-        mechanisms: Vec<Mechanism>,
-        plan_digest: [u8; 32],
+        charge: Charge,
     ) -> Result<Reservation, PrivacyError> {
         self.refuse_after_failed_write()?;
-        for mechanism in &mechanisms {
+        for mechanism in charge.mechanisms.iter().chain(&charge.schedule) {
             mechanism.validate()?;
         }
-        let exempt = mechanisms.contains(&Mechanism::Exempt);
-        if exempt && !self.limit.exempt_allowed {
+        if charge.mechanisms.contains(&Mechanism::Exempt) && !self.limit.exempt_allowed {
             return Err(PrivacyError::ExemptNotAllowed { key });
         }
-        if let Some(charge) = self.book.charge(&key) {
-            if charge.release.is_some() {
+        if charge.randomness.is_some_and(|id| self.book.knows_randomness(&id)) {
+            return Err(PrivacyError::RandomnessReused { key });
+        }
+        let known = self.book.run(&key.run);
+        if known.is_some_and(|run| run.plan != charge.plan || run.schedule != charge.schedule) {
+            return Err(PrivacyError::ReservationConflict { key });
+        }
+        if let Some(known) = self.book.charge(&key) {
+            if known.release.is_some() {
                 return Err(PrivacyError::AlreadyReleased { key });
             }
-            if charge.mechanisms != mechanisms || charge.plan != plan_digest {
+            if known.mechanisms != charge.mechanisms {
                 return Err(PrivacyError::ReservationConflict { key });
             }
+            let entry = LedgerEntry::Reopened { key: key.clone(), randomness: charge.randomness };
+            self.append(store, entry)?;
         } else {
-            self.refuse_past_budget(&key, &mechanisms)?;
+            if known.is_some_and(|run| run.closed) {
+                return Err(PrivacyError::RunOver { key });
+            }
+            if !self.book.fits_schedule(&key.run, &charge) {
+                return Err(PrivacyError::ReservationConflict { key });
+            }
+            let n_others = self.book.runs().filter(|(run, _)| *run != key.run).count();
+            let admitted = Some((key.run.clone(), n_others));
+            if self.admitted != admitted {
+                self.refuse_past_budget(&key, &charge.schedule)?;
+                self.admitted = admitted;
+            }
+            if self.book.run(&key.run).is_none() {
+                let entry = LedgerEntry::Opened {
+                    run: key.run.clone(),
+                    schedule: charge.schedule.clone(),
+                    plan: charge.plan,
+                    terms: charge.terms.clone(),
+                };
+                self.append(store, entry)?;
+            }
             let entry = LedgerEntry::Reserved {
                 key: key.clone(),
-                mechanisms: mechanisms.clone(),
-                plan: plan_digest,
+                mechanisms: charge.mechanisms.clone(),
+                randomness: charge.randomness,
             };
             self.append(store, entry)?;
         }
-        Ok(Reservation { receipt: Receipt::new(key, mechanisms, plan_digest) })
+        let receipt = Receipt::new(key, charge.mechanisms, charge.plan);
+        Ok(Reservation { receipt, randomness: charge.randomness })
+    }
+
+    /// Notes that a run is over, so that only the rounds that it made go on counting. The caller's
+    /// own record of the run's end makes it durable: a crash before leaves the run open.
+    pub fn close(&mut self, run: &str) {
+        if self.book.run(run).is_some_and(|run| !run.closed) {
+            self.book.record(LedgerEntry::Closed { run: run.to_owned() });
+        }
+    }
+
+    /// What the budget would say to one more run with this schedule: its cost together with what
+    /// counts already, at the budget's δ (1e-6 without a budget). Nothing is debited.
+    pub fn forecast(&self, schedule: &[Mechanism]) -> EpsilonReport {
+        self.book.counted(None, schedule, self.limit)
     }
 
     /// Makes a release final. Nothing may leave before this returns `Ok`.
@@ -196,8 +314,9 @@ impl Ledger {
     ) -> Result<(), PrivacyError> {
         self.refuse_after_failed_write()?;
         let key = receipt.key().clone();
+        let plan = self.book.run(&key.run).map(|run| run.plan);
         let charge = self.book.charge(&key).filter(|charge| {
-            charge.mechanisms == receipt.mechanisms() && charge.plan == receipt.plan_digest()
+            charge.mechanisms == receipt.mechanisms() && plan == Some(receipt.plan_digest())
         });
         match charge.map(|charge| charge.release) {
             None => Err(PrivacyError::NotReserved { key }),
@@ -221,12 +340,13 @@ impl Ledger {
 
     /// What each run was debited, at `delta`.
     pub fn spent_by_run(&self, delta: f64) -> BTreeMap<String, EpsilonReport> {
-        let mut accountants: BTreeMap<&str, Accountant> = BTreeMap::new();
-        for (key, charge) in self.book.charges() {
-            let accountant = accountants.entry(&key.run).or_insert_with(Accountant::new);
-            charge.mechanisms.iter().for_each(|mechanism| accountant.charge(mechanism));
-        }
-        accountants.into_iter().map(|(run, a)| (run.to_owned(), a.report(delta))).collect()
+        let runs = self.book.runs();
+        runs.map(|(run, record)| {
+            let mut accountant = Accountant::new();
+            record.used.iter().for_each(|mechanism| accountant.charge(mechanism));
+            (run.to_owned(), accountant.report(delta))
+        })
+        .collect()
     }
 
     /// All entries, in the order in which they were made durable.
@@ -240,15 +360,14 @@ impl Ledger {
     }
 
     fn delta(&self) -> f64 {
-        self.limit.budget.map_or(DELTA_WITHOUT_BUDGET, |budget| budget.delta.get())
+        self.limit.delta()
     }
 
     fn refuse_past_budget(
         &self,
         key: &ReservationKey,
-        mechanisms: &[Mechanism],
+        schedule: &[Mechanism],
     ) -> Result<(), PrivacyError> {
-        let private = mechanisms.iter().filter(|mechanism| **mechanism != Mechanism::Exempt);
         let Some(budget) = self.limit.budget else {
             return if self.limit.exempt_allowed {
                 Ok(())
@@ -256,16 +375,13 @@ impl Ledger {
                 Err(PrivacyError::NoBudget { key: key.clone() })
             };
         };
-        let counted = if self.limit.exempt_allowed { self.book.private() } else { self.book.all() };
-        let mut asked = counted.clone();
-        private.for_each(|mechanism| asked.charge(mechanism));
+        let asked = self.book.counted(Some(&key.run), schedule, self.limit).epsilon;
         let (epsilon, delta) = (budget.epsilon.get(), budget.delta.get());
-        let asked = asked.report(delta).epsilon;
         // Not `asked > epsilon`: a NaN is refused too.
         if asked <= epsilon {
             return Ok(());
         }
-        let spent = counted.report(delta).epsilon;
+        let spent = self.book.counted(Some(&key.run), &[], self.limit).epsilon;
         Err(PrivacyError::BudgetExceeded { key: key.clone(), spent, asked, budget: epsilon, delta })
     }
 
@@ -296,6 +412,7 @@ impl Ledger {
 #[must_use = "its privacy is already paid for"]
 pub struct Reservation {
     receipt: Receipt,
+    randomness: Option<[u8; 32]>,
 }
 
 impl Reservation {
@@ -312,6 +429,11 @@ impl Reservation {
     /// The digest of the plan that it is for.
     pub fn plan_digest(&self) -> [u8; 32] {
         self.receipt.plan_digest()
+    }
+
+    /// The name of the keys that the ledger has recorded for it.
+    pub fn randomness(&self) -> Option<[u8; 32]> {
+        self.randomness
     }
 
     /// Releases a value without differential privacy.

@@ -45,7 +45,7 @@ pub use calibrate::calibrate_noise_multiplier;
 pub use clip::{clip_factor, clip_in_place};
 pub use error::PrivacyError;
 pub use gaussian::gaussian_epsilon;
-pub use ledger::{Ledger, LedgerEntry, LedgerStore, Limit, Reservation, ReservationKey};
+pub use ledger::{Charge, Ledger, LedgerEntry, LedgerStore, Limit, Reservation, ReservationKey};
 pub use metrics::release_histogram;
 pub use noise::{EXACT_PARAMETERS_MAX, KeyedNoise, Noise, NoiseKind};
 pub use plan::{PrivacyPlan, PrivacyRequest};

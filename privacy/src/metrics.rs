@@ -63,7 +63,7 @@ mod tests {
     use super::*;
     use crate::{
         budget::Budget,
-        ledger::{Ledger, Limit, ReservationKey},
+        ledger::{Charge, Ledger, Limit, ReservationKey},
         noise::KeyedNoise,
     };
 
@@ -71,7 +71,7 @@ mod tests {
         let budget = Some(Budget::new(10.0, 1e-5).unwrap());
         let key = ReservationKey { run: "labels".to_owned(), round: 0 };
         Ledger::new(Limit { budget, exempt_allowed: true })
-            .reserve(&mut Vec::new(), key, mechanisms, [0; 32])
+            .reserve(&mut Vec::new(), key, Charge::single(mechanisms, [0; 32], None))
             .unwrap()
     }
 

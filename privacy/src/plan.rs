@@ -12,7 +12,7 @@ use crate::{
     budget::Budget,
     calibrate::calibrate_noise_multiplier,
     error::PrivacyError,
-    ledger::Reservation,
+    ledger::{Charge, Reservation},
     noise::NoiseKind,
     randomness::Randomness,
     session::Session,
@@ -55,14 +55,45 @@ pub struct PrivacyRequest {
 }
 
 /// What will run, calibrated and immutable.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+///
+/// It can be read back from where it was recorded, but only if its noise is what its own figures ask
+/// for; that it also keeps within its budget is what [`PrivacyPlan::epsilon_total`] says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "PlanRecord")]
 pub struct PrivacyPlan {
-    #[serde(flatten)]
     request: PrivacyRequest,
     sampling_rate: f64,
     noise_multiplier: f64,
     real_noise_multiplier: f64,
     noise: NoiseKind,
+}
+
+/// A plan as it was recorded, not yet checked.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlanRecord {
+    request: PrivacyRequest,
+    sampling_rate: f64,
+    noise_multiplier: f64,
+    real_noise_multiplier: f64,
+    noise: NoiseKind,
+}
+
+impl TryFrom<PlanRecord> for PrivacyPlan {
+    type Error = PrivacyError;
+
+    fn try_from(record: PlanRecord) -> Result<Self, PrivacyError> {
+        validate(&record.request)?;
+        let plan = Self::with_noise(&record.request, record.noise_multiplier)?;
+        let recorded = Self {
+            request: record.request,
+            sampling_rate: record.sampling_rate,
+            noise_multiplier: record.noise_multiplier,
+            real_noise_multiplier: record.real_noise_multiplier,
+            noise: record.noise,
+        };
+        if plan == recorded { Ok(plan) } else { Err(PrivacyError::PlanInconsistent) }
+    }
 }
 
 impl PrivacyPlan {
@@ -91,6 +122,11 @@ impl PrivacyPlan {
         let metrics = metrics_mechanism(request, request.rounds);
         let noise_multiplier =
             calibrate_noise_multiplier(request.budget, sampling_rate, steps, metrics.as_slice())?;
+        Self::with_noise(request, noise_multiplier)
+    }
+
+    fn with_noise(request: &PrivacyRequest, noise_multiplier: f64) -> Result<Self, PrivacyError> {
+        let sampling_rate = f64::from(request.batch_expected) / request.units_declared as f64;
         let grid = noise_multiplier * (request.n_parameters as f64).sqrt()
             / 2.0_f64.powi(GRID_BITS as i32);
         if grid > GRID_INFLATION_MAX {
@@ -194,6 +230,22 @@ impl PrivacyPlan {
         self.mechanisms(1)
     }
 
+    /// Everything that the whole run releases, fixed before its first round.
+    pub fn schedule(&self) -> Vec<Mechanism> {
+        self.mechanisms(self.request.rounds)
+    }
+
+    /// What the ledger is to be debited for one round that uses `randomness`.
+    pub fn charge(&self, randomness: &Randomness) -> Charge {
+        Charge {
+            mechanisms: self.round_mechanisms(),
+            schedule: self.schedule(),
+            plan: self.digest(),
+            terms: Some(Box::new(self.clone())),
+            randomness: Some(randomness.id),
+        }
+    }
+
     /// BLAKE3 of the plan, so that two parties know that they hold the same one.
     pub fn digest(&self) -> [u8; 32] {
         // Canonical: fields in the order of the type, floats in their shortest exact form.
@@ -206,8 +258,8 @@ impl PrivacyPlan {
     /// Opens the round that `reservation` paid for.
     ///
     /// # Errors
-    /// [`PrivacyError::ReservationMismatch`] unless the reservation is for this very plan and one
-    /// of its rounds.
+    /// [`PrivacyError::ReservationMismatch`] unless the reservation is for this very plan, one of
+    /// its rounds, and this randomness.
     pub fn session(
         &self,
         reservation: Reservation,
@@ -215,8 +267,9 @@ impl PrivacyPlan {
     ) -> Result<Session, PrivacyError> {
         if reservation.plan_digest() != self.digest()
             || reservation.mechanisms() != self.round_mechanisms()
+            || reservation.randomness() != Some(randomness.id)
         {
-            return Err(reservation.mismatch("one round of this plan"));
+            return Err(reservation.mismatch("one round of this plan with this randomness"));
         }
         Session::open(self.clone(), reservation, randomness)
     }

@@ -15,7 +15,7 @@ use comity_federation::{
     ParticipantEffect, ParticipantEvent, Plan, Policy, PrivacyTerms, Run, RunId, RunReport, Task,
     Time, Update, UpdateDigest, aggregate,
 };
-use comity_privacy::{Budget, Ledger, LedgerEntry, Limit, Mechanism, PrivacyPlan, ReservationKey};
+use comity_privacy::{Budget, Charge, Ledger, LedgerEntry, Limit, PrivacyPlan, ReservationKey};
 use serde::Serialize;
 
 use crate::{FederationData, NoiseMode, SimulationError};
@@ -396,17 +396,14 @@ impl Client<'_> {
         observe: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Update, RoundError> {
         let key = ReservationKey { run: task.run.to_string(), round: task.round };
-        let (mechanisms, digest) = match &self.privacy {
-            Some(privacy) => (privacy.round_mechanisms(), privacy.digest()),
-            None => (vec![Mechanism::Exempt], task.plan.0),
-        };
-        let reservation = self.ledger.reserve(&mut self.entries, key, mechanisms, digest)?;
-        let privacy = match &self.privacy {
+        let (charge, privacy) = match &self.privacy {
             Some(privacy) => {
-                Some((privacy, simulation.noise.randomness(simulation.seed, id, task.round)?))
+                let randomness = simulation.noise.randomness(simulation.seed, id, task.round)?;
+                (privacy.charge(&randomness), Some((privacy, randomness)))
             }
-            None => None,
+            None => (Charge::exempt(task.plan.0), None),
         };
+        let reservation = self.ledger.reserve(&mut self.entries, key, charge)?;
         let round = LocalRound {
             plan: simulation.plan,
             round: task.round,

@@ -30,6 +30,9 @@ pub(crate) fn show(path: &Path, as_json: bool) -> anyhow::Result<()> {
         match entry {
             LedgerEntry::Reserved { key, .. } => rounds.entry(&key.run).or_default().0 += 1,
             LedgerEntry::Committed { key, .. } => rounds.entry(&key.run).or_default().1 += 1,
+            LedgerEntry::Opened { .. }
+            | LedgerEntry::Reopened { .. }
+            | LedgerEntry::Closed { .. } => {}
         }
     }
     let counts = |run: &str| rounds.get(run).copied().unwrap_or_default();

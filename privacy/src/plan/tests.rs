@@ -1,5 +1,5 @@
 use super::*;
-use crate::ledger::{Ledger, Limit, ReservationKey};
+use crate::ledger::{Charge, Ledger, Limit, ReservationKey};
 
 pub(crate) fn request() -> PrivacyRequest {
     PrivacyRequest {
@@ -55,14 +55,16 @@ fn the_ledger_is_debited_what_the_plan_promised() {
     let (mut ledger, mut store) = (Ledger::new(limit), Vec::new());
     for round in 0..plan.rounds() {
         let key = ReservationKey { run: "a".to_owned(), round };
-        let reservation =
-            ledger.reserve(&mut store, key, plan.round_mechanisms(), plan.digest()).unwrap();
-        assert!(plan.session(reservation, Randomness::seeded(1)).is_ok());
+        let randomness = Randomness::seeded(round as u8);
+        let reservation = ledger.reserve(&mut store, key, plan.charge(&randomness)).unwrap();
+        assert!(plan.session(reservation, randomness).is_ok());
         let promised = plan.epsilon_after(round + 1).epsilon;
         assert!((ledger.spent().epsilon / promised - 1.0).abs() < 1e-9);
     }
     let key = ReservationKey { run: "a".to_owned(), round: plan.rounds() };
-    assert!(ledger.reserve(&mut store, key, plan.round_mechanisms(), plan.digest()).is_err());
+    let charge = plan.charge(&Randomness::seeded(200));
+    let error = ledger.reserve(&mut store, key, charge).unwrap_err();
+    assert!(matches!(error, PrivacyError::ReservationConflict { .. }), "{error}");
 }
 
 #[test]
@@ -101,15 +103,23 @@ fn real_noise_covers_rounding_at_every_size() {
 }
 
 #[test]
-fn the_plan_in_json_reads_back_as_its_request() {
+fn a_recorded_plan_is_read_back_only_if_it_agrees_with_itself() {
     let plan = PrivacyPlan::calibrate(&request()).unwrap();
-    let mut json: serde_json::Value = serde_json::to_value(&plan).unwrap();
-    let fields = json.as_object_mut().unwrap();
-    assert_eq!(fields.remove("noise").unwrap(), "discrete_gaussian");
-    for derived in ["sampling_rate", "noise_multiplier", "real_noise_multiplier"] {
-        assert!(fields.remove(derived).unwrap().as_f64().unwrap() > 0.0);
+    let json: serde_json::Value = serde_json::to_value(&plan).unwrap();
+    assert_eq!(json["noise"], "discrete_gaussian");
+    assert_eq!(serde_json::from_value::<PrivacyPlan>(json.clone()).unwrap(), plan);
+    for (field, forged) in [
+        ("sampling_rate", json["sampling_rate"].as_f64().unwrap() / 2.0),
+        ("real_noise_multiplier", json["real_noise_multiplier"].as_f64().unwrap() / 2.0),
+        ("noise_multiplier", json["noise_multiplier"].as_f64().unwrap() * 2.0),
+    ] {
+        let mut json = json.clone();
+        json[field] = forged.into();
+        assert!(serde_json::from_value::<PrivacyPlan>(json).is_err(), "{field}");
     }
-    assert_eq!(serde_json::from_value::<PrivacyRequest>(json).unwrap(), request());
+    let mut json = json;
+    json["noise"] = "float_gaussian".into();
+    assert!(serde_json::from_value::<PrivacyPlan>(json).is_err());
 }
 
 #[test]
@@ -148,15 +158,18 @@ fn a_reservation_for_anything_else_opens_no_session() {
     let (mut ledger, mut store) = (Ledger::new(limit), Vec::new());
     let mut longer = plan.round_mechanisms();
     longer.push(Mechanism::Zcdp { rho: 0.1 });
-    for (round, mechanisms, digest) in [
-        (0, vec![Mechanism::Exempt], plan.digest()),
-        (1, vec![], plan.digest()),
-        (2, longer, plan.digest()),
-        (3, plan.round_mechanisms(), [0; 32]),
+    for (round, mechanisms, digest, id) in [
+        (0, vec![Mechanism::Exempt], plan.digest(), 10),
+        (1, vec![], plan.digest(), 11),
+        (2, longer, plan.digest(), 12),
+        (3, plan.round_mechanisms(), [0; 32], 13),
+        (4, plan.round_mechanisms(), plan.digest(), 77),
     ] {
-        let key = ReservationKey { run: "a".to_owned(), round };
-        let reservation = ledger.reserve(&mut store, key, mechanisms, digest).unwrap();
-        let error = plan.session(reservation, Randomness::seeded(1)).unwrap_err();
+        let key = ReservationKey { run: round.to_string(), round };
+        let charge = Charge::single(mechanisms, digest, Some(Randomness::seeded(id).id));
+        let reservation = ledger.reserve(&mut store, key, charge).unwrap();
+        let other = if id == 77 { 78 } else { id };
+        let error = plan.session(reservation, Randomness::seeded(other)).unwrap_err();
         assert!(matches!(error, PrivacyError::ReservationMismatch { .. }), "{error}");
     }
 }

@@ -10,10 +10,10 @@ fn session(request: &PrivacyRequest, seed: u8) -> Session {
     let plan = PrivacyPlan::calibrate(request).unwrap();
     let limit = Limit { budget: Some(plan.budget()), exempt_allowed: false };
     let key = ReservationKey { run: "a".to_owned(), round: 1 };
-    let reservation = Ledger::new(limit)
-        .reserve(&mut Vec::new(), key, plan.round_mechanisms(), plan.digest())
-        .unwrap();
-    plan.session(reservation, Randomness::seeded(seed)).unwrap()
+    let randomness = Randomness::seeded(seed);
+    let reservation =
+        Ledger::new(limit).reserve(&mut Vec::new(), key, plan.charge(&randomness)).unwrap();
+    plan.session(reservation, randomness).unwrap()
 }
 
 /// A session with the noise of its steps.
