@@ -96,6 +96,11 @@ impl Node {
         self.base.join(&self.config.certificates)
     }
 
+    /// The public number of privacy units.
+    pub(crate) fn units_declared(&self) -> u64 {
+        self.config.data.records
+    }
+
     /// What no plan can pass.
     pub(crate) fn policy(&self) -> Policy {
         Policy {

@@ -30,7 +30,10 @@ use tracing_subscriber::EnvFilter;
 Examples:
   comity-client check --plan plan.toml     is everything in order, and what would the plan cost?
   comity-client start                      join the federation and train
-  comity-client ledger show --json         what has been spent, for a regulator's tools"
+  comity-client ledger show --json         what has been spent, for a regulator's tools
+  comity-client ledger forecast plan.toml  what one more run would cost
+  comity-client privacy statement          what was promised to whom, and at what epsilon
+  comity-client privacy verify             the proof, from the node's own journal"
 )]
 struct Cli {
     /// The node's configuration; docs/samples/client.toml explains every key.
@@ -60,6 +63,25 @@ enum Command {
     /// The privacy that has been spent on this institution's data.
     #[command(subcommand)]
     Ledger(LedgerCommand),
+    /// What a regulator reads, and its proof.
+    #[command(subcommand)]
+    Privacy(PrivacyCommand),
+}
+
+#[derive(Subcommand)]
+enum PrivacyCommand {
+    /// Print unit, epsilon at three deltas, sampler, randomness, noise and exclusions.
+    Statement {
+        /// Print it as JSON, which `privacy verify` can check later.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check journal, ledger, noise and releases against one another; needs no network.
+    Verify {
+        /// Also check that this statement (JSON) is what the journal says.
+        #[arg(long, value_name = "FILE")]
+        statement: Option<PathBuf>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -67,6 +89,15 @@ enum LedgerCommand {
     /// Show what each run has spent and what is left; works while the node runs.
     Show {
         /// Print everything, with every entry, as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what a run under a plan would cost, and whether the budget has room for it.
+    Forecast {
+        /// The plan.
+        #[arg(value_name = "PLAN")]
+        plan: PathBuf,
+        /// Print it as JSON.
         #[arg(long)]
         json: bool,
     },
@@ -88,6 +119,15 @@ fn main() -> ExitCode {
         }
         Command::Ledger(LedgerCommand::Show { json }) => {
             commands::ledger::show(&cli.config, json).map(|()| true)
+        }
+        Command::Ledger(LedgerCommand::Forecast { plan, json }) => {
+            commands::ledger::forecast(&cli.config, &plan, json)
+        }
+        Command::Privacy(PrivacyCommand::Statement { json }) => {
+            commands::privacy::statement(&cli.config, json).map(|()| true)
+        }
+        Command::Privacy(PrivacyCommand::Verify { statement }) => {
+            commands::privacy::verify(&cli.config, statement.as_deref()).map(|()| true)
         }
     };
     match result {

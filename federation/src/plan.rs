@@ -280,12 +280,29 @@ impl Plan {
     /// # Errors
     /// [`PlanError::Privacy`] if the target cannot be reached.
     pub fn privacy_plan(&self, client: &NamedClient) -> Result<Option<PrivacyPlan>, PlanError> {
+        let calibrate = |request| {
+            PrivacyPlan::calibrate(&request).map_err(|e| PlanError::Privacy {
+                client: client.id.clone(),
+                reason: e.to_string(),
+            })
+        };
+        self.privacy_request(client)?.map(calibrate).transpose()
+    }
+
+    /// What the terms ask of `client`; `None` where the plan trains without DP.
+    ///
+    /// # Errors
+    /// [`PlanError::Privacy`] if the budget means nothing.
+    pub fn privacy_request(
+        &self,
+        client: &NamedClient,
+    ) -> Result<Option<PrivacyRequest>, PlanError> {
         let PrivacyTerms::DpSgd { unit, epsilon, delta, clip_norm_l2, metrics } = &self.privacy
         else {
             return Ok(None);
         };
         let fail = |reason: String| PlanError::Privacy { client: client.id.clone(), reason };
-        let request = PrivacyRequest {
+        Ok(Some(PrivacyRequest {
             unit: *unit,
             relation: Relation::AddOrRemoveOne,
             budget: Budget::new(*epsilon, *delta).map_err(|e| fail(e.to_string()))?,
@@ -296,8 +313,7 @@ impl Plan {
             clip_norm_l2: *clip_norm_l2,
             n_parameters: self.manifest()?.n_parameters() as u64,
             metrics_rho_per_round: metrics.map_or(0.0, |m| m.accuracy_rho_per_round),
-        };
-        PrivacyPlan::calibrate(&request).map(Some).map_err(|e| fail(e.to_string()))
+        }))
     }
 
     /// Checks every key; the calibration of privacy is left to [`privacy_plan`](Self::privacy_plan).

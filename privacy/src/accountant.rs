@@ -60,7 +60,7 @@ impl Mechanism {
 }
 
 /// Which bound gave an [`EpsilonReport`] its ε.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BoundKind {
     /// Rényi differential privacy.
@@ -70,18 +70,25 @@ pub enum BoundKind {
 }
 
 /// The cost of some releases at one δ. In JSON an infinite ε is `null`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct EpsilonReport {
     /// The smallest sound ε.
+    #[serde(deserialize_with = "infinite_if_null")]
     pub epsilon: f64,
     /// The bound that gave it.
     pub bound: BoundKind,
     /// What RDP says.
+    #[serde(deserialize_with = "infinite_if_null")]
     pub rdp_epsilon: f64,
     /// The Rényi order at which it says so; 0 if no order gives a bound.
     pub rdp_order: f64,
     /// What the exact Gaussian says, if it applies.
     pub exact_gaussian_epsilon: Option<f64>,
+}
+
+fn infinite_if_null<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::INFINITY))
 }
 
 /// The smallest sound ε at `delta` of all `mechanisms` together.

@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 
 use self::book::Book;
 use crate::{
-    accountant::{Accountant, EpsilonReport, Mechanism},
+    accountant::{EpsilonReport, Mechanism, epsilon},
     budget::Budget,
     error::PrivacyError,
     plan::PrivacyPlan,
@@ -173,6 +173,25 @@ impl Limit {
     pub fn delta(&self) -> f64 {
         self.budget.map_or(DELTA_WITHOUT_BUDGET, |budget| budget.delta.get())
     }
+}
+
+/// One run, as the ledger knows it.
+#[derive(Debug, Clone, Copy)]
+pub struct RunSummary<'a> {
+    /// The run's id.
+    pub name: &'a str,
+    /// The digest of its plan.
+    pub plan: [u8; 32],
+    /// The privacy plan; `None` without differential privacy.
+    pub terms: Option<&'a PrivacyPlan>,
+    /// Everything debited.
+    pub used: &'a [Mechanism],
+    /// Whether it is over.
+    pub closed: bool,
+    /// Rounds that were debited.
+    pub rounds_reserved: u32,
+    /// Rounds that were committed.
+    pub rounds_released: u32,
 }
 
 /// The privacy that one data set has spent, across runs and coordinators.
@@ -335,18 +354,40 @@ impl Ledger {
 
     /// Everything debited so far, at `delta`.
     pub fn spent_at(&self, delta: f64) -> EpsilonReport {
-        self.book.all().report(delta)
+        self.book.spent(delta)
     }
 
     /// What each run was debited, at `delta`.
     pub fn spent_by_run(&self, delta: f64) -> BTreeMap<String, EpsilonReport> {
         let runs = self.book.runs();
-        runs.map(|(run, record)| {
-            let mut accountant = Accountant::new();
-            record.used.iter().for_each(|mechanism| accountant.charge(mechanism));
-            (run.to_owned(), accountant.report(delta))
+        runs.map(|(run, record)| (run.to_owned(), epsilon(&record.used, delta))).collect()
+    }
+
+    /// What one run was debited, at `delta`; nothing for a run that is not known.
+    pub fn spent_by(&self, run: &str, delta: f64) -> EpsilonReport {
+        let used = self.book.run(run).map_or(&[][..], |run| &run.used);
+        epsilon(used, delta)
+    }
+
+    /// All runs, by name.
+    pub fn runs(&self) -> impl Iterator<Item = RunSummary<'_>> {
+        self.book.runs().map(|(name, run)| {
+            let (rounds_reserved, rounds_released) = self.book.n_rounds(name);
+            RunSummary {
+                name,
+                plan: run.plan,
+                terms: run.terms.as_deref(),
+                used: &run.used,
+                closed: run.closed,
+                rounds_reserved,
+                rounds_released,
+            }
         })
-        .collect()
+    }
+
+    /// Attempts at rounds, each of which had keys of its own.
+    pub fn n_keys(&self) -> u64 {
+        self.book.n_keys()
     }
 
     /// All entries, in the order in which they were made durable.
@@ -376,13 +417,13 @@ impl Ledger {
             };
         };
         let asked = self.book.counted(Some(&key.run), schedule, self.limit).epsilon;
-        let (epsilon, delta) = (budget.epsilon.get(), budget.delta.get());
-        // Not `asked > epsilon`: a NaN is refused too.
-        if asked <= epsilon {
+        let (largest, delta) = (budget.epsilon.get(), budget.delta.get());
+        // Not `asked > largest`: a NaN is refused too.
+        if asked <= largest {
             return Ok(());
         }
         let spent = self.book.counted(Some(&key.run), &[], self.limit).epsilon;
-        Err(PrivacyError::BudgetExceeded { key: key.clone(), spent, asked, budget: epsilon, delta })
+        Err(PrivacyError::BudgetExceeded { key: key.clone(), spent, asked, budget: largest, delta })
     }
 
     fn refuse_after_failed_write(&self) -> Result<(), PrivacyError> {

@@ -34,6 +34,7 @@ pub mod rdp;
 pub mod release;
 pub mod sampler;
 pub mod session;
+pub mod statement;
 #[cfg(test)]
 mod statistics;
 mod step_noise;
@@ -45,7 +46,9 @@ pub use calibrate::calibrate_noise_multiplier;
 pub use clip::{clip_factor, clip_in_place};
 pub use error::PrivacyError;
 pub use gaussian::gaussian_epsilon;
-pub use ledger::{Charge, Ledger, LedgerEntry, LedgerStore, Limit, Reservation, ReservationKey};
+pub use ledger::{
+    Charge, Ledger, LedgerEntry, LedgerStore, Limit, Reservation, ReservationKey, RunSummary,
+};
 pub use metrics::release_histogram;
 pub use noise::{EXACT_PARAMETERS_MAX, KeyedNoise, Noise, NoiseKind};
 pub use plan::{PrivacyPlan, PrivacyRequest};
@@ -54,5 +57,6 @@ pub use rdp::RdpCurve;
 pub use release::{Receipt, Released};
 pub use sampler::PoissonSampler;
 pub use session::Session;
+pub use statement::{Figures, RunStatement, Statement};
 pub use step_noise::{NoiseAhead, NoiseLane, StepNoise};
 pub use unit::{PrivacyUnit, Relation};

@@ -50,6 +50,14 @@ pub enum Relation {
     AddOrRemoveOne,
 }
 
+impl fmt::Display for Relation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddOrRemoveOne => f.write_str("add or remove one"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,4 +1,5 @@
-//! `comity-client ledger show`: what has been spent on this data set, and by which runs.
+//! `comity-client ledger show|forecast`: what has been spent on this data set, by which runs, and what
+//! one more would cost.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,22 +7,20 @@ use std::path::Path;
 use anyhow::Context as _;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{LineStyle, Table};
-use comity_privacy::{BoundKind, Ledger, LedgerEntry};
+use comity_federation::Plan;
+use comity_privacy::{Ledger, LedgerEntry, Mechanism};
 use serde_json::json;
 
+use super::start::client_id;
+use super::{bound, epsilon};
 use crate::config;
+use crate::link::Credentials;
 use crate::store::{Folded, journal_path};
 
 /// Prints the ledger; works while the node is running.
 pub(crate) fn show(path: &Path, as_json: bool) -> anyhow::Result<()> {
     let settings = config::Node::read(path)?;
-    let journal = journal_path(&settings.state());
-    let mut folded = Folded::default();
-    if journal.exists() {
-        comity_journal::read(&journal, |record| folded.fold(record))
-            .with_context(|| format!("{} cannot be read", journal.display()))?;
-    }
-    let ledger = Ledger::replay(settings.limit(), folded.ledger)?;
+    let ledger = read(&settings)?;
     let delta = settings.budget.map_or(1e-6, |budget| budget.delta.get());
     let spent = ledger.spent_at(delta);
     let by_run = ledger.spent_by_run(delta);
@@ -65,27 +64,88 @@ pub(crate) fn show(path: &Path, as_json: bool) -> anyhow::Result<()> {
             run.clone(),
             reserved.to_string(),
             released.to_string(),
-            format!("{:.4}", report.epsilon),
+            epsilon(report.epsilon),
             bound(report.bound).to_owned(),
         ]);
     }
     println!("{table}");
     match settings.budget {
         Some(budget) => println!(
-            "spent: epsilon {:.4} of {} at delta {delta:e} (unit: record, add or remove one)",
-            spent.epsilon,
+            "spent: epsilon {} of {} at delta {delta:e}",
+            epsilon(spent.epsilon),
             budget.epsilon.get()
         ),
         None => {
-            println!("spent: epsilon {:.4} at delta {delta:e}; no budget is set", spent.epsilon)
+            println!(
+                "spent: epsilon {} at delta {delta:e}; no budget is set",
+                epsilon(spent.epsilon)
+            )
         }
     }
     Ok(())
 }
 
-fn bound(kind: BoundKind) -> &'static str {
-    match kind {
-        BoundKind::Rdp => "RDP",
-        BoundKind::ExactGaussian => "exact Gaussian",
+/// What a run under `plan` would cost this data set, and whether the budget has room for it.
+pub(crate) fn forecast(path: &Path, plan: &Path, as_json: bool) -> anyhow::Result<bool> {
+    let settings = config::Node::read(path)?;
+    let text = std::fs::read_to_string(plan)
+        .with_context(|| format!("{} cannot be read", plan.display()))?;
+    let plan = Plan::from_toml(&text)?;
+    let client = client_id(&Credentials::read(&settings.certificates())?)?;
+    settings.policy().review(&plan, &client)?;
+    let named = plan.client(&client).expect("the policy checked that the plan names us");
+    let ledger = read(&settings)?;
+    let delta = ledger.limit().delta();
+    let before = ledger.forecast(&[]).epsilon;
+    let schedule = match plan.privacy_plan(named)? {
+        Some(privacy) => privacy.schedule(),
+        None => vec![Mechanism::Exempt],
+    };
+    let alone = Ledger::new(ledger.limit()).forecast(&schedule);
+    let after = ledger.forecast(&schedule);
+    let fits = settings.budget.is_none_or(|budget| after.epsilon <= budget.epsilon.get());
+    if as_json {
+        let output = json!({
+            "plan": plan.name,
+            "delta": delta,
+            "counted_before": before,
+            "alone": alone,
+            "counted_after": after,
+            "budget": settings.budget,
+            "fits": fits,
+        });
+        println!("{}", serde_json::to_string_pretty(&output)?);
+    } else {
+        println!("counted so far: epsilon {} at delta {delta:e}", epsilon(before));
+        println!(
+            "plan {} alone: epsilon {} ({})",
+            plan.name,
+            epsilon(alone.epsilon),
+            bound(alone.bound)
+        );
+        println!("with it:        epsilon {} ({})", epsilon(after.epsilon), bound(after.bound));
+        match settings.budget {
+            Some(budget) if fits => {
+                println!("the budget of {} has room for it", budget.epsilon.get())
+            }
+            Some(budget) => println!(
+                "the budget of {} has no room for it: ask for a plan with a smaller epsilon or fewer \
+                 rounds, or let the data steward raise the budget",
+                budget.epsilon.get()
+            ),
+            None => println!("no budget is set"),
+        }
     }
+    Ok(fits)
+}
+
+/// The ledger in the node's journal.
+fn read(settings: &config::Node) -> anyhow::Result<Ledger> {
+    let journal = journal_path(&settings.state());
+    let mut folded = Folded::default();
+    if journal.exists() {
+        comity_journal::read(&journal, |record| folded.fold(record))
+            .with_context(|| format!("{} cannot be read", journal.display()))?;
+    }
+    Ok(Ledger::replay(settings.limit(), folded.ledger)?)
 }

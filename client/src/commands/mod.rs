@@ -1,5 +1,25 @@
 //! What a person can ask of the node.
 
+use comity_privacy::BoundKind;
+
 pub(crate) mod check;
 pub(crate) mod ledger;
+pub(crate) mod privacy;
 pub(crate) mod start;
+
+/// How a table names a bound.
+fn bound(kind: BoundKind) -> &'static str {
+    match kind {
+        BoundKind::Rdp => "RDP",
+        BoundKind::ExactGaussian => "exact Gaussian",
+    }
+}
+
+/// An ε for a table, rounded up so that it is never understated.
+fn epsilon(value: f64) -> String {
+    if value.is_finite() {
+        format!("{:.4}", (value * 1e4).ceil() / 1e4)
+    } else {
+        "infinite".to_owned()
+    }
+}

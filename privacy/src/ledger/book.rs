@@ -6,6 +6,7 @@ use super::{Charge, LedgerEntry, Limit, ReservationKey};
 use crate::{
     accountant::{Accountant, EpsilonReport, Mechanism, epsilon},
     error::PrivacyError,
+    plan::PrivacyPlan,
 };
 
 /// Covers the rounding of adding up a schedule's ρ round by round.
@@ -23,6 +24,7 @@ pub(super) struct Debit {
 pub(super) struct RunRecord {
     pub(super) schedule: Vec<Mechanism>,
     pub(super) plan: [u8; 32],
+    pub(super) terms: Option<Box<PrivacyPlan>>,
     pub(super) closed: bool,
     pub(super) used: Vec<Mechanism>,
 }
@@ -68,9 +70,26 @@ impl Book {
         self.randomness.contains(id)
     }
 
-    /// The cost of everything debited, exempt releases included.
-    pub(super) fn all(&self) -> &Accountant {
-        &self.all
+    pub(super) fn n_keys(&self) -> u64 {
+        self.randomness.len() as u64
+    }
+
+    /// How many rounds of `run` were debited, and how many of them were committed.
+    pub(super) fn n_rounds(&self, run: &str) -> (u32, u32) {
+        let of_run = || self.debits.iter().filter(|(key, _)| key.run == run);
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let n_released = of_run().filter(|(_, debit)| debit.release.is_some()).count();
+        (count(of_run().count()), count(n_released))
+    }
+
+    /// The cost of everything debited, exempt releases included. A run that is the only one has a
+    /// schedule fixed in advance, so every bound applies to it.
+    pub(super) fn spent(&self, delta: f64) -> EpsilonReport {
+        let mut runs = self.runs.values();
+        match (runs.next(), runs.next()) {
+            (Some(only), None) => epsilon(&only.used, delta),
+            _ => self.all.report(delta),
+        }
     }
 
     /// Whether the run's schedule has room for one more round like this.
@@ -182,10 +201,11 @@ impl Book {
     /// Takes in an entry that is durable and that [`Book::check`] accepts.
     pub(super) fn record(&mut self, entry: LedgerEntry) {
         match &entry {
-            LedgerEntry::Opened { run, schedule, plan, .. } => {
+            LedgerEntry::Opened { run, schedule, plan, terms } => {
                 let record = RunRecord {
                     schedule: schedule.clone(),
                     plan: *plan,
+                    terms: terms.clone(),
                     closed: false,
                     used: Vec::new(),
                 };
