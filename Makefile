@@ -2,9 +2,11 @@
 #
 #   make demo [DATA=dir]   the main job: three countries train one model on this machine
 #   make test              everything that continuous integration checks
+#   make ledgers           the tests' privacy ledgers, recomputed with dp-accounting (Python)
+#   make kills             1,000 kills of a client at work; the ledger forgets nothing
 #   make bench             the benches, with the same optimised dependencies
 
-.PHONY: help demo test build setup-rust setup-data bench
+.PHONY: help demo test ledgers kills build setup-rust setup-data bench
 .DEFAULT_GOAL := help
 
 PACKAGE_DIR := /usr/share/datasets/fashion-mnist
@@ -34,6 +36,13 @@ test: setup-rust
 	@.ci/test.sh
 	cargo test --locked --workspace --doc
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+
+ledgers:
+	@.ci/ledger.sh
+
+kills: setup-rust
+	cargo build --locked --workspace
+	COMITY_KILLS=1000 cargo test --locked --workspace --lib killed_at_random -- --nocapture
 
 bench: setup-rust
 	cargo bench --locked --profile dev --workspace --bench noise --bench accountant --bench dp_step

@@ -2,6 +2,7 @@
 # Installs by package name what a fresh Debian lacks, and says so when it cannot.
 #   setup.sh rust         Rust 1.95 or later, a C compiler, cmake (for the TLS library)
 #   setup.sh data DIR     Fashion-MNIST, unless DIR holds it
+#   setup.sh python       Python with virtual environments, for the second accountant
 set -eu
 
 # Installs packages, or says what to install.
@@ -46,8 +47,12 @@ data)
         install_packages dataset-fashion-mnist
     fi
     ;;
+python)
+    hint="install Python 3 with venv (Debian: apt-get install python3 python3-venv)"
+    install_packages python3 python3-venv
+    ;;
 *)
-    echo "usage: setup.sh rust | data DIR" >&2
+    echo "usage: setup.sh rust | data DIR | python" >&2
     exit 2
     ;;
 esac

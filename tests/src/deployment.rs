@@ -40,6 +40,12 @@ impl Binaries {
         Ok(Self(dir.to_owned()))
     }
 
+    /// The folder in which they lie.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.0
+    }
+
     /// A command that runs `name`.
     #[must_use]
     pub fn command(&self, name: &str) -> Command {

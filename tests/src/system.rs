@@ -3,6 +3,7 @@
 mod bad_input;
 mod crash;
 mod parity;
+mod privacy;
 mod refusals;
 
 use std::fs;
