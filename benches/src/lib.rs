@@ -67,6 +67,14 @@ fn on_cpu_ns() -> Option<u64> {
     fs::read_to_string("/proc/thread-self/schedstat").ok()?.split(' ').next()?.parse().ok()
 }
 
+/// Most memory that this process has held so far, in bytes, where the system tells.
+#[must_use]
+pub fn memory_peak_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
 /// Elements a second, for benches over vectors of `n`.
 #[must_use]
 pub fn elements(n: usize) -> Throughput {

@@ -1,16 +1,25 @@
 //! The least noise that keeps a plan within its budget.
 
 use crate::{
-    accountant::{Accountant, Mechanism},
+    accountant::{self, Accountant, Mechanism},
     budget::Budget,
     error::PrivacyError,
+    schedule::FixedSchedule,
+    unit::Relation,
 };
 
 /// Smallest noise multiplier that is ever returned.
 const NOISE_MULTIPLIER_MIN: f64 = 0.01;
 /// Largest noise multiplier that is tried.
 pub(crate) const NOISE_MULTIPLIER_MAX: f64 = 1e6;
+/// How near to the least noise the result is.
 const RELATIVE_TOLERANCE: f64 = 5e-5;
+/// The same for the first bracket, by Rényi divergences.
+const BRACKET_TOLERANCE: f64 = 1e-2;
+/// First step below what Rényi divergences ask for.
+const START: f64 = 0.9;
+/// Evaluations of numerical composition, in pairs, after which the bracket has to do.
+const EVALUATIONS_MAX: usize = 12;
 
 /// The smallest noise multiplier, within 1e-4 and rounded up to six digits, at which `steps`
 /// Poisson-sampled Gaussian steps at rate `q` together with the `fixed` releases stay within
@@ -40,7 +49,11 @@ pub fn calibrate_noise_multiplier(
         mechanism.validate()?;
         fixed_part.charge(mechanism);
     }
-    let fixed_epsilon = fixed_part.report(delta).epsilon;
+    let tightest = |mechanisms: Vec<Mechanism>| {
+        let schedule = FixedSchedule::declared(mechanisms);
+        accountant::epsilon(&schedule, Relation::AddOrRemoveOne, delta).epsilon
+    };
+    let fixed_epsilon = tightest(fixed.to_vec());
     if fixed_epsilon > epsilon {
         return Err(PrivacyError::FixedPartExceedsBudget { epsilon, delta, fixed_epsilon });
     }
@@ -72,14 +85,51 @@ pub fn calibrate_noise_multiplier(
             }
         }
     }
-    while high > low * (1.0 + RELATIVE_TOLERANCE) {
+    while high > low * (1.0 + BRACKET_TOLERANCE) {
         let middle = (low * high).sqrt();
         if within(middle) { high = middle } else { low = middle }
     }
-    // `high` itself is known to be within; a rounded figure that is not (the bound's last digits
+
+    // Rényi divergences allow `high`; numerical composition allows less noise. Its ε is nearly a
+    // power of σ, so a secant on logarithms takes few of its dear evaluations.
+    let cost = |sigma: f64| {
+        let mut mechanisms = fixed.to_vec();
+        mechanisms.push(Mechanism::SampledGaussian { q, sigma, steps });
+        tightest(mechanisms)
+    };
+    let mut upper = (high, cost(high));
+    let mut lower = (high * START, cost(high * START));
+    while lower.1 <= epsilon {
+        upper = lower;
+        lower = (lower.0 * START, cost(lower.0 * START));
+        if lower.0 < NOISE_MULTIPLIER_MIN {
+            return Ok(upper.0);
+        }
+    }
+    for _ in 0..EVALUATIONS_MAX {
+        if upper.0 <= lower.0 * (1.0 + RELATIVE_TOLERANCE) {
+            break;
+        }
+        let slope = libm::log(upper.1 / lower.1) / libm::log(upper.0 / lower.0);
+        let guess = upper.0 * libm::exp(libm::log(epsilon / upper.1) / slope);
+        // A little to the safe side, so that the bracket closes from both ends.
+        let guess = guess * (1.0 + RELATIVE_TOLERANCE / 3.0);
+        let inside = guess > lower.0 && guess < upper.0;
+        let middle = if inside { guess } else { (lower.0 * upper.0).sqrt() };
+        let at = (middle, cost(middle));
+        if at.1 <= epsilon {
+            upper = at;
+            let nearly = (middle * (1.0 - RELATIVE_TOLERANCE / 1.5)).max(lower.0);
+            let at = (nearly, cost(nearly));
+            if at.1 <= epsilon { upper = at } else { lower = at }
+        } else {
+            lower = at;
+        }
+    }
+    // `upper` itself is known to be within; a rounded figure that is not (the bound's last digits
     // need not be monotone) gives way to it.
-    let rounded = round_up_to_six_digits(high);
-    Ok(if within(rounded) { rounded } else { high })
+    let rounded = round_up_to_six_digits(upper.0);
+    Ok(if cost(rounded) <= epsilon { rounded } else { upper.0 })
 }
 
 fn round_up_to_six_digits(value: f64) -> f64 {
@@ -91,12 +141,12 @@ fn round_up_to_six_digits(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::accountant;
 
     fn cost(q: f64, sigma: f64, steps: u64, fixed: &[Mechanism], delta: f64) -> f64 {
         let mut all = fixed.to_vec();
         all.push(Mechanism::SampledGaussian { q, sigma, steps });
-        accountant::epsilon(&all, delta).epsilon
+        let schedule = FixedSchedule::declared(all);
+        accountant::epsilon(&schedule, Relation::AddOrRemoveOne, delta).epsilon
     }
 
     #[test]

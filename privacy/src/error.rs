@@ -70,6 +70,12 @@ pub enum PrivacyError {
         noise_multiplier_max: f64,
     },
 
+    /// Plans are calibrated for one relation only.
+    #[error(
+        "plans are calibrated for \"add or remove one\"; the statement gives \"replace one\" too"
+    )]
+    RelationNotPlanned,
+
     /// A recorded plan's figures do not follow from one another.
     #[error("the recorded privacy plan contradicts itself: its noise is not what it asks for")]
     PlanInconsistent,

@@ -34,9 +34,9 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use self::book::Book;
+use self::book::{Book, of_one_run};
 use crate::{
-    accountant::{EpsilonReport, Mechanism, epsilon},
+    accountant::{EpsilonReport, Mechanism},
     budget::Budget,
     error::PrivacyError,
     plan::PrivacyPlan,
@@ -360,13 +360,13 @@ impl Ledger {
     /// What each run was debited, at `delta`.
     pub fn spent_by_run(&self, delta: f64) -> BTreeMap<String, EpsilonReport> {
         let runs = self.book.runs();
-        runs.map(|(run, record)| (run.to_owned(), epsilon(&record.used, delta))).collect()
+        runs.map(|(run, record)| (run.to_owned(), of_one_run(&record.used, delta))).collect()
     }
 
     /// What one run was debited, at `delta`; nothing for a run that is not known.
     pub fn spent_by(&self, run: &str, delta: f64) -> EpsilonReport {
         let used = self.book.run(run).map_or(&[][..], |run| &run.used);
-        epsilon(used, delta)
+        of_one_run(used, delta)
     }
 
     /// All runs, by name.

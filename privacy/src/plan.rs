@@ -15,6 +15,7 @@ use crate::{
     ledger::{Charge, Reservation},
     noise::NoiseKind,
     randomness::Randomness,
+    schedule::FixedSchedule,
     session::Session,
     unit::{PrivacyUnit, Relation},
 };
@@ -222,7 +223,8 @@ impl PrivacyPlan {
 
     /// What the first `rounds` rounds cost, at the budget's δ.
     pub fn epsilon_after(&self, rounds: u32) -> EpsilonReport {
-        epsilon(&self.mechanisms(rounds), self.request.budget.delta.get())
+        let schedule = FixedSchedule::declared(self.mechanisms(rounds));
+        epsilon(&schedule, self.request.relation, self.request.budget.delta.get())
     }
 
     /// What one round has to be debited.
@@ -231,15 +233,15 @@ impl PrivacyPlan {
     }
 
     /// Everything that the whole run releases, fixed before its first round.
-    pub fn schedule(&self) -> Vec<Mechanism> {
-        self.mechanisms(self.request.rounds)
+    pub fn schedule(&self) -> FixedSchedule {
+        FixedSchedule::declared(self.mechanisms(self.request.rounds))
     }
 
     /// What the ledger is to be debited for one round that uses `randomness`.
     pub fn charge(&self, randomness: &Randomness) -> Charge {
         Charge {
             mechanisms: self.round_mechanisms(),
-            schedule: self.schedule(),
+            schedule: self.mechanisms(self.request.rounds),
             plan: self.digest(),
             terms: Some(Box::new(self.clone())),
             randomness: Some(randomness.id),
@@ -312,6 +314,9 @@ fn validate(request: &PrivacyRequest) -> Result<(), PrivacyError> {
         });
     }
     Mechanism::Zcdp { rho: request.metrics_rho_per_round }.validate()?;
+    if request.relation != Relation::AddOrRemoveOne {
+        return Err(PrivacyError::RelationNotPlanned);
+    }
     if u64::from(request.batch_expected) > request.units_declared {
         return Err(PrivacyError::SamplingRateAboveOne {
             batch_expected: request.batch_expected,

@@ -7,9 +7,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    accountant::{EpsilonReport, Mechanism},
+    accountant::{self, EpsilonReport, Mechanism},
     ledger::Ledger,
     noise::NoiseKind,
+    schedule::FixedSchedule,
     unit::{PrivacyUnit, Relation},
 };
 
@@ -39,7 +40,7 @@ pub struct Statement {
     pub units_declared: u64,
     /// Whom the promise protects, if every run protects the same.
     pub unit: Option<PrivacyUnit>,
-    /// How neighbouring data sets differ.
+    /// How neighbouring data sets differ in the promise; each figure is also given for replacing one.
     pub relation: Relation,
     /// Everything together, at each δ.
     pub total: Vec<Figures>,
@@ -63,6 +64,9 @@ pub struct Figures {
     pub delta: f64,
     /// Each bound, and the smallest that is sound here.
     pub epsilon: EpsilonReport,
+    /// The same releases, had they all been fixed in advance, where neighbours differ in one unit that
+    /// is another in each.
+    pub replace_one: EpsilonReport,
 }
 
 /// One run's part.
@@ -108,10 +112,12 @@ impl Statement {
                 noise: run.terms.map(|terms| terms.noise()),
                 spent: deltas
                     .iter()
-                    .map(|&delta| Figures { delta, epsilon: ledger.spent_by(run.name, delta) })
+                    .map(|&delta| Figures::new(delta, ledger.spent_by(run.name, delta), run.used))
                     .collect(),
             })
             .collect();
+        let everything: Vec<Mechanism> =
+            ledger.runs().flat_map(|run| run.used.iter().copied()).collect();
         let mut units = runs.iter().filter_map(|run| run.unit);
         let first = units.next();
         Self {
@@ -120,7 +126,7 @@ impl Statement {
             relation: Relation::AddOrRemoveOne,
             total: deltas
                 .iter()
-                .map(|&delta| Figures { delta, epsilon: ledger.spent_at(delta) })
+                .map(|&delta| Figures::new(delta, ledger.spent_at(delta), &everything))
                 .collect(),
             runs,
             sampler: SAMPLER.to_owned(),
@@ -128,6 +134,14 @@ impl Statement {
             n_keys: ledger.n_keys(),
             exclusions: EXCLUSIONS.map(str::to_owned).to_vec(),
         }
+    }
+}
+
+impl Figures {
+    fn new(delta: f64, epsilon: EpsilonReport, mechanisms: &[Mechanism]) -> Self {
+        let schedule = FixedSchedule::declared(merged(mechanisms));
+        let replace_one = accountant::epsilon(&schedule, Relation::ReplaceOne, delta);
+        Self { delta, epsilon, replace_one }
     }
 }
 
@@ -161,6 +175,7 @@ fn merged(mechanisms: &[Mechanism]) -> Vec<Mechanism> {
 mod tests {
     use super::*;
     use crate::{
+        accountant::BoundKind,
         ledger::{Charge, Limit, ReservationKey},
         plan::{PrivacyPlan, tests::request},
         randomness::Randomness,
@@ -194,6 +209,10 @@ mod tests {
         assert_eq!(deltas, [1e-5, 1e-6, 5e-5]);
         let after = plan.epsilon_after(3).epsilon;
         assert!((statement.total[0].epsilon.epsilon / after - 1.0).abs() < 1e-9);
+
+        assert_eq!(statement.total[0].epsilon.bound, BoundKind::Pld);
+        let replace_one = statement.total[0].replace_one.epsilon;
+        assert!(replace_one > after && replace_one < 3.0 * after, "{replace_one}");
 
         let text = serde_json::to_string(&statement).unwrap();
         assert_eq!(serde_json::from_str::<Statement>(&text).unwrap(), statement);

@@ -48,12 +48,15 @@ pub enum Relation {
     /// One holds a privacy unit that the other lacks. Replacing a unit by another is two such steps
     /// and can cost about twice the ε.
     AddOrRemoveOne,
+    /// They differ in one privacy unit, which is another in each.
+    ReplaceOne,
 }
 
 impl fmt::Display for Relation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AddOrRemoveOne => f.write_str("add or remove one"),
+            Self::ReplaceOne => f.write_str("replace one"),
         }
     }
 }
@@ -69,6 +72,7 @@ mod tests {
             serde_json::to_string(&Relation::AddOrRemoveOne).unwrap(),
             r#""add_or_remove_one""#
         );
+        assert_eq!(serde_json::to_string(&Relation::ReplaceOne).unwrap(), r#""replace_one""#);
         let person = PrivacyUnit::Person { records_max: 8 };
         assert_eq!(serde_json::to_string(&person).unwrap(), r#"{"person":{"records_max":8}}"#);
         for unknown in [r#""institution""#, r#""person""#, r#"{"person":{"records_max":8,"x":1}}"#]

@@ -15,7 +15,9 @@ use comity_federation::{
     ParticipantEffect, ParticipantEvent, Plan, Policy, PrivacyTerms, Run, RunId, RunReport, Task,
     Time, Update, UpdateDigest, aggregate,
 };
-use comity_privacy::{Budget, Charge, Ledger, LedgerEntry, Limit, PrivacyPlan, ReservationKey};
+use comity_privacy::{
+    Budget, Charge, Ledger, LedgerEntry, Limit, Mechanism, PrivacyPlan, ReservationKey,
+};
 use serde::Serialize;
 
 use crate::{FederationData, NoiseMode, SimulationError};
@@ -354,8 +356,19 @@ impl<'a> Engine<'a> {
         )?;
         let record = self.run.report().history.pop().expect("a round is being aggregated");
         let delta = delta(plan);
-        let epsilon =
-            |client: &Client<'_>| delta.map(|delta| client.ledger.spent_at(delta).epsilon);
+        // Clients of one size have spent the same, and each reckoning is dear.
+        let mut known: Vec<(Vec<Mechanism>, f64)> = Vec::new();
+        let mut epsilon = |client: &Client<'_>| {
+            let delta = delta?;
+            let used: Vec<Mechanism> =
+                client.ledger.runs().flat_map(|run| run.used.iter().copied()).collect();
+            if let Some((_, epsilon)) = known.iter().find(|(mechanisms, _)| *mechanisms == used) {
+                return Some(*epsilon);
+            }
+            let epsilon = client.ledger.spent_at(delta).epsilon;
+            known.push((used, epsilon));
+            Some(epsilon)
+        };
         let score = RoundScore {
             round,
             accuracy: evaluation.accuracy,

@@ -23,7 +23,13 @@ fn privacy_epsilon_prints_every_bound() {
     };
     // dp-accounting's RDP gives 2.1014 (shared/reference/accounting_reference.csv).
     let sampled = at("0.01");
-    assert!((sampled["epsilon"].as_f64().unwrap() - 2.1014).abs() < 0.01, "{sampled}");
+    assert!((sampled["rdp_epsilon"].as_f64().unwrap() - 2.1014).abs() < 0.01, "{sampled}");
+    assert!((sampled["epsilon"].as_f64().unwrap() - 1.8282).abs() < 0.001, "{sampled}");
+    assert_eq!(sampled["bound"], "pld");
+    assert!((sampled["replace_one"]["epsilon"].as_f64().unwrap() - 2.8434).abs() < 0.001);
+    let apart = ["--run", "0.01,1,400", "--run", "0.01,1,600", "--delta", "1e-5", "--json"];
+    let together = json(&[&["privacy", "epsilon"], &apart[..]].concat());
+    assert_eq!(together["epsilon"], sampled["epsilon"]);
     assert_eq!(sampled["bound"], "rdp");
     assert!(sampled["exact_gaussian_epsilon"].is_null());
     let unsampled = at("1");

@@ -98,7 +98,7 @@ pub(crate) fn forecast(path: &Path, plan: &Path, as_json: bool) -> anyhow::Resul
     let delta = ledger.limit().delta();
     let before = ledger.forecast(&[]).epsilon;
     let schedule = match plan.privacy_plan(named)? {
-        Some(privacy) => privacy.schedule(),
+        Some(privacy) => privacy.schedule().mechanisms().to_vec(),
         None => vec![Mechanism::Exempt],
     };
     let alone = Ledger::new(ledger.limit()).forecast(&schedule);

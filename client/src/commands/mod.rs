@@ -11,6 +11,7 @@ pub(crate) mod start;
 fn bound(kind: BoundKind) -> &'static str {
     match kind {
         BoundKind::Rdp => "RDP",
+        BoundKind::Pld => "PLD",
         BoundKind::ExactGaussian => "exact Gaussian",
     }
 }

@@ -190,13 +190,15 @@ fn print(sealed: &Sealed) {
         table
     };
     let mut total = table();
-    total.set_header(["all runs, at delta", "epsilon", "bound", "RDP"]);
+    total.set_header(["all runs, at delta", "epsilon", "bound", "RDP", "PLD", "replace one"]);
     for figures in &statement.total {
         total.add_row([
             format!("{:.3e}", figures.delta),
             epsilon(figures.epsilon.epsilon),
             bound(figures.epsilon.bound).to_owned(),
             epsilon(figures.epsilon.rdp_epsilon),
+            figures.epsilon.pld_epsilon.map_or("-".to_owned(), epsilon),
+            epsilon(figures.replace_one.epsilon),
         ]);
     }
     println!("{total}");

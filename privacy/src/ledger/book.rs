@@ -7,6 +7,8 @@ use crate::{
     accountant::{Accountant, EpsilonReport, Mechanism, epsilon},
     error::PrivacyError,
     plan::PrivacyPlan,
+    schedule::FixedSchedule,
+    unit::Relation,
 };
 
 /// Covers the rounding of adding up a schedule's ρ round by round.
@@ -87,7 +89,7 @@ impl Book {
     pub(super) fn spent(&self, delta: f64) -> EpsilonReport {
         let mut runs = self.runs.values();
         match (runs.next(), runs.next()) {
-            (Some(only), None) => epsilon(&only.used, delta),
+            (Some(only), None) => of_one_run(&only.used, delta),
             _ => self.all.report(delta),
         }
     }
@@ -117,12 +119,12 @@ impl Book {
             .collect();
         let asked: Vec<Mechanism> = schedule.iter().filter(counts).copied().collect();
         if others.is_empty() {
-            return epsilon(&asked, limit.delta());
+            return of_one_run(&asked, limit.delta());
         }
         if let ([(_, only)], []) = (&others[..], &asked[..]) {
             let of_run: Vec<Mechanism> =
                 only.counted(limit).iter().filter(counts).copied().collect();
-            return epsilon(&of_run, limit.delta());
+            return of_one_run(&of_run, limit.delta());
         }
         let mut accountant = Accountant::new();
         for (_, record) in others {
@@ -146,10 +148,9 @@ impl Book {
                     Some("it opens a run that is already open")
                 } else if means_nothing(schedule) {
                     Some("it opens a run with a mechanism whose parameters mean nothing")
-                } else if terms
-                    .as_ref()
-                    .is_some_and(|terms| terms.digest() != *plan || terms.schedule() != *schedule)
-                {
+                } else if terms.as_ref().is_some_and(|terms| {
+                    terms.digest() != *plan || terms.schedule().mechanisms() != schedule
+                }) {
                     Some("it opens a run whose plan is not the one of its digest and schedule")
                 } else {
                     None
@@ -246,6 +247,12 @@ impl RunRecord {
         });
         if self.closed && admitted_by_filters { &self.used } else { &self.schedule }
     }
+}
+
+/// The cost of one run, whose plan fixed all its releases in advance.
+pub(super) fn of_one_run(mechanisms: &[Mechanism], delta: f64) -> EpsilonReport {
+    let schedule = FixedSchedule::declared(mechanisms.to_vec());
+    epsilon(&schedule, Relation::AddOrRemoveOne, delta)
 }
 
 /// Whether `used` is no more than `schedule`, kind by kind.

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use comity_federation::{ClientId, Plan};
 use comity_privacy::{
-    BoundKind, Budget, EpsilonReport, Mechanism, PrivacyError, calibrate_noise_multiplier, epsilon,
+    BoundKind, Budget, EpsilonReport, FixedSchedule, Mechanism, PrivacyError, Relation,
+    calibrate_noise_multiplier, epsilon,
 };
 use serde::Serialize;
 
@@ -34,17 +35,21 @@ pub(crate) enum Privacy {
 #[derive(Args)]
 #[command(after_long_help = "\
 Example:
-  comity-sim privacy epsilon --q 0.01 --sigma 1 --steps 1000 --delta 1e-5 --json")]
+  comity-sim privacy epsilon --q 0.01 --sigma 1 --steps 1000 --delta 1e-5 --json
+  comity-sim privacy epsilon --run 0.01,1,1000 --run 0.02,1.5,400 --delta 1e-5")]
 pub(crate) struct EpsilonArgs {
     /// Sampling rate: expected batch over number of records, above 0 and at most 1.
-    #[arg(long)]
-    q: f64,
+    #[arg(long, requires = "sigma", requires = "steps", required_unless_present = "run")]
+    q: Option<f64>,
     /// Noise multiplier: standard deviation of the noise over the clipping norm.
-    #[arg(long)]
-    sigma: f64,
+    #[arg(long, requires = "q")]
+    sigma: Option<f64>,
     /// Number of steps in all.
-    #[arg(long)]
-    steps: u64,
+    #[arg(long, requires = "q")]
+    steps: Option<u64>,
+    /// One of several runs on the same data set, all fixed in advance; give it for each.
+    #[arg(long, value_name = "Q,SIGMA,STEPS", value_parser = parse_run)]
+    run: Vec<Mechanism>,
     /// δ, above 0 and below 1; well below one over the number of records.
     #[arg(long)]
     delta: f64,
@@ -88,15 +93,42 @@ pub(crate) struct PlanArgs {
     json: bool,
 }
 
-/// A mechanism and its cost.
+/// Mechanisms and their cost.
 #[derive(Serialize)]
 struct Cost {
-    q: f64,
-    sigma: f64,
-    steps: u64,
+    mechanisms: Vec<Mechanism>,
     delta: f64,
     #[serde(flatten)]
     report: EpsilonReport,
+    replace_one: EpsilonReport,
+}
+
+/// What `calibrate` found.
+#[derive(Serialize)]
+struct Calibrated {
+    sigma: f64,
+    #[serde(flatten)]
+    cost: Cost,
+}
+
+/// Reads `q,sigma,steps`.
+fn parse_run(text: &str) -> Result<Mechanism, String> {
+    let parts: Vec<&str> = text.split(',').map(str::trim).collect();
+    let [q, sigma, steps] = parts[..] else {
+        return Err(
+            "write three numbers with commas between them, such as 0.01,1.0,1000".to_owned()
+        );
+    };
+    let number = |text: &str, what: &str| {
+        text.parse::<f64>().map_err(|_| format!("{what} {text:?} is not a number"))
+    };
+    let mechanism = Mechanism::SampledGaussian {
+        q: number(q, "the sampling rate")?,
+        sigma: number(sigma, "sigma")?,
+        steps: steps.parse().map_err(|_| format!("steps {steps:?} is not a whole number"))?,
+    };
+    mechanism.validate().map_err(|error| error.to_string())?;
+    Ok(mechanism)
 }
 
 /// What a plan costs one client; everything after `records_declared` is `None` without DP.
@@ -117,15 +149,20 @@ impl Privacy {
     pub(crate) fn execute(&self) -> anyhow::Result<()> {
         match self {
             Self::Epsilon(args) => {
-                let cost = Cost::of(args.q, args.sigma, args.steps, args.delta)?;
+                let mut mechanisms = args.run.clone();
+                if let (Some(q), Some(sigma), Some(steps)) = (args.q, args.sigma, args.steps) {
+                    mechanisms.push(Mechanism::SampledGaussian { q, sigma, steps });
+                }
+                let cost = Cost::of(mechanisms, args.delta)?;
                 if args.json { output::print_json(&cost) } else { output::print(&cost.text()) }
             }
             Self::Calibrate(args) => {
                 let budget = Budget::new(args.epsilon, args.delta)?;
                 let sigma = calibrate_noise_multiplier(budget, args.q, args.steps, &[])?;
-                let cost = Cost::of(args.q, sigma, args.steps, args.delta)?;
+                let mechanism = Mechanism::SampledGaussian { q: args.q, sigma, steps: args.steps };
+                let cost = Cost::of(vec![mechanism], args.delta)?;
                 if args.json {
-                    return output::print_json(&cost);
+                    return output::print_json(&Calibrated { sigma, cost });
                 }
                 output::print(&format!("sigma {sigma}\n{}", cost.text()))
             }
@@ -138,25 +175,42 @@ impl Privacy {
 }
 
 impl Cost {
-    fn of(q: f64, sigma: f64, steps: u64, delta: f64) -> Result<Self, PrivacyError> {
+    fn of(mechanisms: Vec<Mechanism>, delta: f64) -> Result<Self, PrivacyError> {
         // The budget's own rule for δ, under any ε.
         Budget::new(1.0, delta)?;
-        let mechanism = Mechanism::SampledGaussian { q, sigma, steps };
-        mechanism.validate()?;
-        Ok(Self { q, sigma, steps, delta, report: epsilon(&[mechanism], delta) })
+        for mechanism in &mechanisms {
+            mechanism.validate()?;
+        }
+        let schedule = FixedSchedule::declared(mechanisms.clone());
+        let report = epsilon(&schedule, Relation::AddOrRemoveOne, delta);
+        let replace_one = epsilon(&schedule, Relation::ReplaceOne, delta);
+        Ok(Self { mechanisms, delta, report, replace_one })
     }
 
     fn text(&self) -> String {
-        let Self { q, sigma, steps, delta, report } = self;
+        let Self { mechanisms, delta, report, replace_one } = self;
         let mark = |bound: BoundKind| if report.bound == bound { "  (smallest)" } else { "" };
-        let mut text = format!(
-            "{steps} steps at q = {q}, sigma = {sigma}, delta = {delta:e}\n\
-             epsilon {:.6}\n  RDP             {:.6} at order {}{}\n",
+        let mut text = String::new();
+        for mechanism in mechanisms {
+            if let Mechanism::SampledGaussian { q, sigma, steps } = mechanism {
+                text += &format!("{steps} steps at q = {q}, sigma = {sigma}\n");
+            }
+        }
+        text += &format!(
+            "epsilon {:.6} at delta = {delta:e}, add or remove one record\n\
+             \x20 RDP             {:.6} at order {}{}\n",
             report.epsilon,
             report.rdp_epsilon,
             report.rdp_order,
             mark(BoundKind::Rdp),
         );
+        match report.pld_epsilon {
+            Some(pld) => text += &format!("  PLD             {pld:.6}{}\n", mark(BoundKind::Pld)),
+            None => {
+                text +=
+                    "  PLD             not computed: another bound is exact, or it would not fit\n"
+            }
+        }
         match report.exact_gaussian_epsilon {
             Some(exact) => {
                 let mark = mark(BoundKind::ExactGaussian);
@@ -164,8 +218,16 @@ impl Cost {
             }
             None => text += "  exact Gaussian  does not apply: q is below 1\n",
         }
+        text += &format!(
+            "epsilon {} if one record is replaced by another\n",
+            number(replace_one.epsilon)
+        );
         text
     }
+}
+
+fn number(epsilon: f64) -> String {
+    if epsilon.is_finite() { format!("{epsilon:.6}") } else { "unknown".to_owned() }
 }
 
 fn plan_costs(plan: &Plan) -> anyhow::Result<Vec<ClientCost>> {

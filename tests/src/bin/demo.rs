@@ -13,7 +13,7 @@ use anyhow::{Context as _, ensure};
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{LineStyle, Table};
 use comity_federation::{ClientId, Plan, PrivacyTerms, RunReport, RunStatus};
-use comity_privacy::{LedgerEntry, Mechanism, epsilon};
+use comity_privacy::{FixedSchedule, LedgerEntry, Mechanism, Relation, epsilon};
 use comity_tests::{Binaries, ClientSetup, Deployment, Finished};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -213,7 +213,8 @@ fn spent_by_round(
     for entry in entries {
         if let LedgerEntry::Reserved { mechanisms, .. } = entry {
             spent.extend(mechanisms);
-            by_round.push(epsilon(&spent, delta).epsilon);
+            let so_far = FixedSchedule::declared(spent.clone());
+            by_round.push(epsilon(&so_far, Relation::AddOrRemoveOne, delta).epsilon);
         }
     }
     Ok(by_round)
