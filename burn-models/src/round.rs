@@ -86,16 +86,22 @@ pub fn local_round(
     };
     let mut session = plan.session(reservation, randomness)?;
     let n_correct = if plan.metrics_rho_per_round() > 0.0 {
-        // The true count lives only here; what leaves is the noisy one.
-        let score = evaluate(
-            &task.plan.model,
-            task.base,
-            task.dataset,
-            normalise,
-            task.device,
-            EVALUATION_BATCH,
-        )?;
-        Some(session.release_count(score.n_correct as u64)?)
+        // The true count lives only here; what leaves is the noisy one. No record at all counts 0:
+        // an error would tell that there is none.
+        let n_correct = if task.dataset.is_empty() {
+            0
+        } else {
+            let score = evaluate(
+                &task.plan.model,
+                task.base,
+                task.dataset,
+                normalise,
+                task.device,
+                EVALUATION_BATCH,
+            )?;
+            score.n_correct as u64
+        };
+        Some(session.release_count(n_correct)?)
     } else {
         None
     };
