@@ -123,7 +123,7 @@ fn parts(mechanisms: &[Mechanism]) -> Option<Vec<Part>> {
             Mechanism::SampledGaussian { q, sigma, steps } => {
                 parts.push(Part::Gaussian { q, sigma, steps });
             }
-            Mechanism::Zcdp { rho } if rho == 0.0 => {}
+            Mechanism::Zcdp { rho: 0.0 } => {}
             Mechanism::Zcdp { rho } => parts.push(Part::Zcdp { rho }),
             Mechanism::Exempt => return None,
         }
