@@ -18,9 +18,11 @@ mod noise_pool;
 mod optimizer;
 mod round;
 mod safetensors;
+mod site;
 mod train;
+mod units;
 
-pub use bookkeeping::clipped_gradient_sum;
+pub use bookkeeping::{clipped_gradient_sum, clipped_person_gradient_sum};
 pub use contract::{data_contract, normalisation};
 pub use device::{Device, DeviceChoice, DeviceError};
 pub use error::TrainError;

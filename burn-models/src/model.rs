@@ -64,13 +64,7 @@ pub(crate) enum Trace {
     Linear { input: Tensor<2>, probe: Tensor<2> },
     /// `input`: `[n, n_in, height, width]`; `columns`: its windows, if they were needed already;
     /// `probe`: `[n, n_out, height, width]`.
-    Conv2d {
-        input: Tensor<4>,
-        columns: Option<Tensor<3>>,
-        weight: Tensor<4>,
-        probe: Tensor<4>,
-        window: Window,
-    },
+    Conv2d { input: Tensor<4>, columns: Option<Tensor<3>>, probe: Tensor<4>, window: Window },
 }
 
 /// What flows between layers.
@@ -289,7 +283,6 @@ impl Model {
                             traces.push(Trace::Conv2d {
                                 input: input.inner(),
                                 columns,
-                                weight: weight.clone(),
                                 probe,
                                 window: *window,
                             });

@@ -5,6 +5,7 @@ use comity_federation::{Layer, ModelSpec, Parameters};
 use rand_core::{Rng, SeedableRng};
 
 use super::*;
+use crate::site::gram_is_cheaper;
 use crate::{Device, gradient_sum};
 
 const CONV: Layer = Layer::Conv2d { out: 4, kernel: 3, stride: 2, padding: 1 };
@@ -33,21 +34,44 @@ fn setting(layers: &[Layer], input: &[usize], n: usize) -> (Model, Batch) {
 
 /// Clipped gradients of the examples one by one, summed in f64, and their norms.
 fn oracle(model: &Model, batch: &Batch, mask: &[bool], clip: f64) -> (Vec<f64>, Vec<f64>) {
+    let alone: Vec<usize> = (0..mask.len()).collect();
+    person_oracle(model, batch, mask, &alone, clip)
+}
+
+/// Clipped gradients of persons, and their norms by number: the examples one by one through
+/// ordinary autodiff, summed in f64.
+fn person_oracle(
+    model: &Model,
+    batch: &Batch,
+    mask: &[bool],
+    persons: &[usize],
+    clip: f64,
+) -> (Vec<f64>, Vec<f64>) {
     let n_features = model.n_features();
-    let mut sum = vec![0.0; model.manifest().n_parameters()];
+    let n_parameters = model.manifest().n_parameters();
+    let mut sum = vec![0.0; n_parameters];
     let mut norms = Vec::new();
-    for (row, counts) in mask.iter().enumerate() {
-        let one = Batch {
-            features: batch.features[row * n_features..(row + 1) * n_features].to_vec(),
-            labels: vec![batch.labels[row]],
-        };
-        let gradient = gradient_sum(model, &one, &[true]).unwrap();
-        let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-        norms.push(norm);
-        if *counts && norm.is_finite() {
+    for person in 0..mask.len() {
+        let mut gradient = vec![0.0; n_parameters];
+        let mut own = vec![0.0; n_parameters];
+        for row in (0..mask.len()).filter(|row| persons[*row] == person) {
+            let one = Batch {
+                features: batch.features[row * n_features..(row + 1) * n_features].to_vec(),
+                labels: vec![batch.labels[row]],
+            };
+            for (i, g) in gradient_sum(model, &one, &[true]).unwrap().into_iter().enumerate() {
+                own[i] += f64::from(g);
+                if mask[row] {
+                    gradient[i] += f64::from(g);
+                }
+            }
+        }
+        norms.push(norm(own.into_iter()));
+        let norm = norm(gradient.iter().copied());
+        if norm.is_finite() {
             let factor = if norm > clip { clip / norm } else { 1.0 };
             for (sum, g) in sum.iter_mut().zip(gradient) {
-                *sum += factor * f64::from(g);
+                *sum += factor * g;
             }
         }
     }
@@ -123,12 +147,70 @@ fn every_layer_kind_equals_the_oracle() {
         n_gram += traces
             .iter()
             .filter(|trace| match trace {
-                Trace::Conv2d { weight, probe, .. } => gram_is_cheaper(weight.dims(), probe.dims()),
+                Trace::Conv2d { input, probe, window, .. } => {
+                    let [_, n_in, ..] = input.dims();
+                    let [_, n_out, height, width] = probe.dims();
+                    gram_is_cheaper(height * width, n_in * window.kernel.pow(2), n_out)
+                }
                 Trace::Linear { .. } => false,
             })
             .count();
     }
     assert!(n_gram >= 3, "the cases no longer cover the Gram form");
+}
+
+#[test]
+fn a_persons_examples_are_clipped_together() {
+    // Persons of 3, 2, 2 and 1 examples, one with an example masked, and one masked away.
+    let persons = [4, 0, 4, 7, 0, 4, 1, 2, 2];
+    let mask = [true, true, true, true, true, true, false, true, false];
+    for (name, layers, input) in cases() {
+        let (model, batch) = setting(&layers, &input, 9);
+        let (_, norms) = person_oracle(&model, &batch, &mask, &persons, 1.0);
+        let mut norms: Vec<f64> = norms.into_iter().filter(|norm| *norm > 0.0).collect();
+        norms.sort_by(f64::total_cmp);
+        for clip in [norms[0] / 3.0, norms[2], norms[4] * 2.0] {
+            let (expected, _) = person_oracle(&model, &batch, &mask, &persons, clip);
+            let got = clipped_person_gradient_sum(&model, &batch, &mask, &persons, clip).unwrap();
+            assert_equal(&format!("{name}, clip {clip:.3}"), &got, &expected);
+        }
+    }
+}
+
+#[test]
+fn persons_of_one_example_each_are_examples() {
+    for (name, layers, input) in cases() {
+        let (model, batch) = setting(&layers, &input, 5);
+        let mask = [true, false, true, true, true];
+        let alone = clipped_gradient_sum(&model, &batch, &mask, 0.5).unwrap();
+        let persons =
+            clipped_person_gradient_sum(&model, &batch, &mask, &[4, 4, 0, 2, 1], 0.5).unwrap();
+        assert_eq!(alone, persons, "{name}");
+    }
+}
+
+#[test]
+fn one_person_contributes_at_most_the_clipping_norm() {
+    for (name, layers, input) in cases() {
+        let (model, batch) = setting(&layers, &input, 6);
+        let got = clipped_person_gradient_sum(&model, &batch, &[true; 6], &[3; 6], 0.01).unwrap();
+        let size = norm(got.iter().map(|v| f64::from(*v)));
+        assert!((0.0099..=0.01 * (1.0 + 1e-5)).contains(&size), "{name}: {size}");
+    }
+}
+
+#[test]
+fn a_person_with_an_example_that_is_not_finite_contributes_nothing() {
+    for (name, layers, input) in cases() {
+        let (model, mut batch) = setting(&layers, &input, 5);
+        let persons = [2, 0, 2, 1, 0];
+        let (expected, _) =
+            person_oracle(&model, &batch, &[true, false, true, true, false], &persons, 0.5);
+        let n_features = model.n_features();
+        batch.features[n_features..2 * n_features].fill(f32::NAN);
+        let got = clipped_person_gradient_sum(&model, &batch, &[true; 5], &persons, 0.5).unwrap();
+        assert_equal(name, &got, &expected);
+    }
 }
 
 #[test]
