@@ -17,6 +17,7 @@
 //! (`burn-models`), the rules of a run (`federation`), files (`journal`).
 
 pub mod accountant;
+pub mod audit;
 pub mod budget;
 pub mod calibrate;
 pub mod clip;

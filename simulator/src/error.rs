@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use comity_burn_models::TrainError;
+use comity_burn_models::{RoundError, TrainError};
 use comity_datasets::{DataError, PartitionError};
 use comity_federation::{ClientId, PlanError, Rejection};
 use comity_privacy::PrivacyError;
@@ -40,6 +40,15 @@ pub enum SimulationError {
     /// The model cannot be built or scored.
     #[error(transparent)]
     Model(#[from] TrainError),
+    /// A round of an audit failed.
+    #[error(transparent)]
+    Round(#[from] RoundError),
+    /// An audit cannot be made so.
+    #[error("no audit is made: {reason}")]
+    Audit {
+        /// Why, and what to give instead.
+        reason: &'static str,
+    },
     /// The data were split for other clients than the plan names.
     #[error(
         "the plan names {in_plan} clients and the data are split over {in_data} others; split \

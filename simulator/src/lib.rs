@@ -11,10 +11,14 @@
 //! Simulation --run--> SimulationResult    the run's report, a score a round, the model, the ledgers
 //! ```
 //!
+//! [`audit`] looks at the deployed code from outside: what one record can change, whether noise is
+//! what it should be, what a released model tells of single records.
+//!
 //! Seeded noise lives here and nowhere else, because it is reproducible and therefore *not*
 //! private: see [`SeededNoise`].  Deliberately not here: sockets, files of a running federation,
 //! faults and stragglers.
 
+pub mod audit;
 mod engine;
 mod error;
 mod noise;

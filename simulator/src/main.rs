@@ -28,6 +28,8 @@ Examples:
   Score a model on the public test set:
     comity-sim evaluate target/sim/model.safetensors \\
         --plan examples/fashion/plan.toml --world examples/fashion/world.toml
+  Does the code keep its promise? One record more or less, everything else the same:
+    comity-sim audit replay
   What would 1000 steps cost?
     comity-sim privacy epsilon --q 0.01 --sigma 1 --steps 1000 --delta 1e-5
 
@@ -44,6 +46,9 @@ enum Command {
     /// Work out what training costs in privacy, or which noise a budget needs.
     #[command(subcommand)]
     Privacy(commands::privacy::Privacy),
+    /// Look for defects in what differential privacy rests on.
+    #[command(subcommand)]
+    Audit(commands::audit::Audit),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +57,7 @@ fn main() -> ExitCode {
         Command::Split(command) => command.execute(),
         Command::Evaluate(command) => command.execute(),
         Command::Privacy(command) => command.execute(),
+        Command::Audit(command) => command.execute(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,5 +1,6 @@
 //! The commands, one module each, and how they read plans and worlds.
 
+pub(crate) mod audit;
 pub(crate) mod evaluate;
 pub(crate) mod privacy;
 pub(crate) mod run;
