@@ -84,6 +84,7 @@ fn epoch(name: &str, spec: &ModelSpec, start: &Parameters) {
         batch: 512,
         local_epochs: 1,
         microbatch: 64,
+        ema_decay: None,
     };
     let task = TrainingTask {
         spec,

@@ -4,6 +4,7 @@
 use comity_datasets::{Dataset, Normalise};
 use comity_federation::{ModelSpec, Parameters};
 
+use crate::front::Examples;
 use crate::model::{cross_entropy, read};
 use crate::{Device, Model, TrainError};
 
@@ -46,10 +47,11 @@ pub fn evaluate(
     let n_classes = dataset.n_classes();
     let mut model = Model::new(spec, dataset.shape(), n_classes, &device.clone().inner())?;
     model.load(parameters)?;
+    let examples = Examples::new(spec, dataset, normalise)?;
     let indices: Vec<usize> = (0..n).collect();
     let (mut n_correct, mut loss) = (0, 0.0);
     for indices in indices.chunks(batch) {
-        let batch = dataset.batch(indices, normalise);
+        let batch = examples.batch(indices);
         let logits = model.forward(model.features(&batch)?);
         let losses = read(cross_entropy(logits.clone(), model.labels(&batch)));
         loss += losses.into_iter().map(f64::from).sum::<f64>();

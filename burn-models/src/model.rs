@@ -16,7 +16,9 @@ use crate::{Device, TrainError};
 /// A model on a device.
 #[derive(Clone, Debug)]
 pub struct Model {
+    /// Those after the front.
     layers: Vec<Operation>,
+    /// Shape of one example after the front.
     input: Vec<usize>,
     manifest: Manifest,
     device: Device,
@@ -82,6 +84,9 @@ pub(crate) enum Tracked {
 impl Model {
     /// The model of `spec` for examples of shape `input`, all parameters zero, on `device`.
     ///
+    /// Where `spec` begins with a front (scattering), the model begins after it: features are then
+    /// those that the front gives.
+    ///
     /// Parameters stay outside of autodiff. Each pass that needs gradients makes leaves of its
     /// own: leaves shared between threads would join their graphs, and burn then refuses the
     /// second backward pass ("graph tape has already been consumed").
@@ -99,8 +104,12 @@ impl Model {
         let mut tensors = manifest.tensors.iter();
         let mut shapes =
             || tensors.next().map(|t| t.shape.clone()).expect("a manifest has all tensors");
-        let layers = spec
-            .layers
+        let n_front = spec.n_front();
+        let input = match n_front {
+            0 => input.to_vec(),
+            n => spec.shapes(input)?[n - 1].clone(),
+        };
+        let layers = spec.layers[n_front..]
             .iter()
             .map(|layer| match *layer {
                 Layer::Linear { .. } => {
@@ -127,9 +136,12 @@ impl Model {
                 Layer::Relu => Operation::Relu,
                 Layer::Tanh => Operation::Tanh,
                 Layer::Flatten => Operation::Flatten,
+                Layer::Scattering { .. } => {
+                    unreachable!("ModelSpec::manifest has checked that it comes first")
+                }
             })
             .collect();
-        Ok(Self { layers, input: input.to_vec(), manifest, device })
+        Ok(Self { layers, input, manifest, device })
     }
 
     /// The model's tensors, in the order of [`Parameters`].
@@ -144,7 +156,7 @@ impl Model {
         &self.device
     }
 
-    /// Number of features of one example.
+    /// Number of features of one example, after the front.
     #[must_use]
     pub fn n_features(&self) -> usize {
         self.input.iter().product()

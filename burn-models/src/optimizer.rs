@@ -59,6 +59,38 @@ impl OptimizerState {
     }
 }
 
+/// Exponential moving average of the weights of a round's steps.
+#[derive(Clone, Debug)]
+pub(crate) struct WeightAverage {
+    decay: f64,
+    /// `[n_parameters]`.
+    mean: Vec<f64>,
+    n_steps: u32,
+}
+
+impl WeightAverage {
+    pub(crate) fn new(decay: f64, start: &[f32]) -> Self {
+        Self { decay, mean: start.iter().map(|value| f64::from(*value)).collect(), n_steps: 0 }
+    }
+
+    /// Takes in the weights after a step, `[n_parameters]`.
+    pub(crate) fn add(&mut self, values: &[f32]) {
+        assert_eq!(values.len(), self.mean.len());
+        self.n_steps = self.n_steps.saturating_add(1);
+        // A short memory at first, so that the start does not weigh (De et al. 2022, appendix).
+        let warm_up = (1.0 + f64::from(self.n_steps)) / (10.0 + f64::from(self.n_steps));
+        let decay = self.decay.min(warm_up);
+        for (mean, value) in self.mean.iter_mut().zip(values) {
+            *mean = decay * *mean + (1.0 - decay) * f64::from(*value);
+        }
+    }
+
+    /// The averaged weights, `[n_parameters]`.
+    pub(crate) fn values(&self) -> Vec<f32> {
+        self.mean.iter().map(|value| *value as f32).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,5 +130,17 @@ mod tests {
         // m = 0.27 / 0.19, v = 0.017991 / 0.001999: 0.9 - 0.1 * 1.42105 / 2.99975.
         let expected = 0.9 - 0.1 * (0.57 / 0.19) / 3.0;
         assert_near(&steps(optimizer, &[[3.0, 0.0], [3.0, 0.0]])[..1], &[expected as f32]);
+    }
+
+    #[test]
+    fn the_average_forgets_its_start_and_follows() {
+        let mut average = WeightAverage::new(0.25, &[8.0]);
+        // The first decay is 2 / 11, the second 3 / 12 = 0.25, all later ones 0.25.
+        average.add(&[0.0]);
+        assert_near(&average.values(), &[16.0 / 11.0]);
+        average.add(&[4.0]);
+        assert_near(&average.values(), &[4.0 / 11.0 + 3.0]);
+        (0..40).for_each(|_| average.add(&[1.0]));
+        assert_near(&average.values(), &[1.0]);
     }
 }

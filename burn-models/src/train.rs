@@ -9,8 +9,9 @@ use comity_federation::{ModelSpec, Parameters, Training};
 use comity_privacy::Session;
 use rand_core::{Rng, SeedableRng};
 
+use crate::front::Examples;
 use crate::noise_pool::NoisePool;
-use crate::optimizer::OptimizerState;
+use crate::optimizer::{OptimizerState, WeightAverage};
 use crate::{Device, Model, TrainError, clipped_gradient_sum, gradient_sum};
 
 /// What to train, from where, on what.
@@ -99,8 +100,10 @@ pub fn train_plain(
 struct Trainer<'a> {
     task: &'a TrainingTask<'a>,
     model: Model,
+    examples: Examples<'a>,
     values: Vec<f32>,
     optimizer: OptimizerState,
+    average: Option<WeightAverage>,
     n_threads: usize,
 }
 
@@ -125,7 +128,12 @@ impl<'a> Trainer<'a> {
         };
         Ok(Self {
             task,
+            examples: Examples::new(task.spec, task.dataset, task.normalise)?,
             values: task.start.values().to_vec(),
+            average: task
+                .training
+                .ema_decay
+                .map(|decay| WeightAverage::new(decay, task.start.values())),
             optimizer: OptimizerState::new(
                 task.training.optimizer,
                 model.manifest().n_parameters(),
@@ -147,7 +155,7 @@ impl<'a> Trainer<'a> {
     ) -> Result<Vec<f64>, TrainError> {
         let microbatch = self.task.training.microbatch as usize;
         let compute = |indices: &[usize]| {
-            let mut batch = self.task.dataset.batch(indices, self.task.normalise);
+            let mut batch = self.examples.batch(indices);
             batch.features.resize(microbatch * self.model.n_features(), 0.0);
             batch.labels.resize(microbatch, 0);
             let mask: Vec<bool> = (0..microbatch).map(|row| row < indices.len()).collect();
@@ -178,6 +186,9 @@ impl<'a> Trainer<'a> {
 
     fn step(&mut self, gradient: &[f32]) -> Result<(), TrainError> {
         self.optimizer.step(&mut self.values, gradient);
+        if let Some(average) = &mut self.average {
+            average.add(&self.values);
+        }
         self.model.load_values(&self.values)
     }
 
@@ -185,7 +196,7 @@ impl<'a> Trainer<'a> {
         if self.values.iter().any(|value| !value.is_finite()) {
             return Err(TrainError::NotFinite);
         }
-        Ok(Parameters::new(self.values))
+        Ok(Parameters::new(self.average.map_or(self.values, |average| average.values())))
     }
 }
 
@@ -231,6 +242,7 @@ mod tests {
             batch: 70,
             local_epochs: 1,
             microbatch: 16,
+            ema_decay: None,
         };
         let task = TrainingTask {
             spec: &spec,

@@ -46,6 +46,7 @@ fn training(microbatch: u32) -> Training {
         batch: 50,
         local_epochs: 8,
         microbatch,
+        ema_decay: None,
     }
 }
 
@@ -113,6 +114,67 @@ fn plain_training_learns_and_repeats_to_the_bit() {
     let other = train(50, 1);
     let differs = trained.values().iter().zip(other.values()).any(|(a, b)| (a - b).abs() > 1e-3);
     assert!(!differs);
+}
+
+/// The last weights of a training that still moves differ from their average, and both are good.
+#[test]
+fn averaged_weights_leave_in_place_of_the_last_ones() {
+    let (data, start, device) = (stripes(), start(), Device::flex());
+    let train = |ema_decay| {
+        let training = Training { ema_decay, ..training(50) };
+        let task = TrainingTask {
+            spec: &spec(),
+            start: &start,
+            dataset: &data,
+            normalise: NORMALISE,
+            training: &training,
+            device: &device,
+        };
+        train_plain(&task, [1; 32], &mut |_, _| {}).unwrap()
+    };
+    let (last, average) = (train(None), train(Some(0.9)));
+    assert_ne!(last, average);
+    assert!(quality(&average, &data).accuracy > 0.95);
+    // With hardly any memory the average is the last.
+    let differs = |a: &Parameters, b: &Parameters| {
+        a.values().iter().zip(b.values()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    };
+    assert!(differs(&train(Some(1e-9)), &last) < 1e-6);
+}
+
+/// The front's features are those of the private and the plain step and of the evaluation alike.
+#[test]
+fn a_model_behind_a_scattering_front_learns() {
+    let (data, device) = (stripes(), Device::flex());
+    let spec = ModelSpec {
+        layers: vec![
+            Layer::Scattering { scales: 1, angles: 4, norm_groups: Some(1) },
+            Layer::Flatten,
+            Layer::Linear { out: 2 },
+        ],
+    };
+    let start = spec.manifest(&[1, 6, 6], 2).unwrap().initial_parameters(3);
+    assert_eq!(start.values().len(), 2 * (5 * 9) + 2);
+    let optimizer = Optimizer::Adam { learning_rate: 0.1, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
+    let training = Training { optimizer, ..training(32) };
+    let task = TrainingTask {
+        spec: &spec,
+        start: &start,
+        dataset: &data,
+        normalise: NORMALISE,
+        training: &training,
+        device: &device,
+    };
+    let accuracy = |parameters: &Parameters, data: &Dataset| {
+        evaluate(&spec, parameters, data, NORMALISE, &device, 64).unwrap().accuracy
+    };
+    let plain = train_plain(&task, [1; 32], &mut |_, _| {}).unwrap();
+    assert!(accuracy(&plain, &data) > 0.95);
+    // A copy has no features kept beside it, and gives the same.
+    let copy: Vec<usize> = (0..data.len()).collect();
+    assert_eq!(accuracy(&plain, &data.subset(&copy)), accuracy(&plain, &data));
+    let private = train_private(&task, &mut session(&start, 60), &mut |_, _| {}).unwrap();
+    assert!(accuracy(&private, &data) > 0.75);
 }
 
 /// The noise is the operating system's; the accuracy was 100 % in each of 60 repetitions, so the

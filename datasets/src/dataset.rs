@@ -1,11 +1,14 @@
 //! Examples in memory, as compact as their files, and batches made from them.
 
+use crate::derived::{Derived, from_bfloat16};
 use crate::{Contract, DataError, Normalise};
 
-/// Features as stored: one byte or four each.
+/// Features as stored: one byte, two or four each.
 #[derive(Clone, Debug)]
-enum Features {
+pub(crate) enum Features {
     Bytes(Vec<u8>),
+    /// bfloat16: the upper half of an `f32`.
+    Halves(Vec<u16>),
     /// NaN marks a missing value.
     Reals(Vec<f32>),
 }
@@ -18,6 +21,7 @@ pub struct Dataset {
     shape: Vec<usize>,
     n_features: usize,
     n_classes: usize,
+    pub(crate) derived: Derived,
 }
 
 /// Shows sizes only, so that no row can reach a log.
@@ -90,7 +94,20 @@ impl Dataset {
             shape: contract.shape.clone(),
             n_features,
             n_classes: contract.n_classes,
+            derived: Derived::default(),
         })
+    }
+
+    /// The same labels with other features, `[n, shape…]`.
+    pub(crate) fn with_features(&self, shape: &[usize], features: Features) -> Self {
+        Self {
+            features,
+            labels: self.labels.clone(),
+            shape: shape.to_vec(),
+            n_features: shape.iter().product(),
+            n_classes: self.n_classes,
+            derived: Derived::default(),
+        }
     }
 
     /// Number of examples: private, not for a log.
@@ -150,6 +167,12 @@ impl Dataset {
                     features.extend(bytes[rows(index)].iter().map(|b| values[usize::from(*b)]));
                 }
             }
+            Features::Halves(halves) => {
+                for &index in indices {
+                    let values = halves[rows(index)].iter().map(|half| from_bfloat16(*half));
+                    features.extend(values.map(|value| normalise.apply(value)));
+                }
+            }
             Features::Reals(reals) => {
                 for &index in indices {
                     features.extend(
@@ -178,6 +201,7 @@ impl Dataset {
         }
         let features = match &self.features {
             Features::Bytes(bytes) => Features::Bytes(gather(bytes, self.n_features, indices)),
+            Features::Halves(halves) => Features::Halves(gather(halves, self.n_features, indices)),
             Features::Reals(reals) => Features::Reals(gather(reals, self.n_features, indices)),
         };
         Self {
@@ -186,6 +210,7 @@ impl Dataset {
             shape: self.shape.clone(),
             n_features: self.n_features,
             n_classes: self.n_classes,
+            derived: Derived::default(),
         }
     }
 
@@ -193,7 +218,7 @@ impl Dataset {
     pub(crate) fn bytes(&self) -> Option<&[u8]> {
         match &self.features {
             Features::Bytes(bytes) => Some(bytes),
-            Features::Reals(_) => None,
+            Features::Halves(_) | Features::Reals(_) => None,
         }
     }
 }

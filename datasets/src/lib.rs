@@ -12,6 +12,7 @@
 mod contract;
 mod csv_file;
 mod dataset;
+mod derived;
 mod error;
 mod idx;
 mod partition;

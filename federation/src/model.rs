@@ -14,6 +14,10 @@ use crate::{Parameters, PlanError};
 const N_LAYERS_MAX: usize = 1024;
 /// Most parameters in one model: 2^32 of four bytes are 16 GiB.
 const N_PARAMETERS_MAX: u64 = 1 << 32;
+/// Coarsest scale of a scattering layer: one coefficient to 64 x 64 pixels.
+const SCATTERING_SCALES_MAX: usize = 6;
+/// Most angles of a scattering layer.
+const SCATTERING_ANGLES_MAX: usize = 64;
 
 /// One declared layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +63,22 @@ pub enum Layer {
     Tanh,
     /// `[channels, height, width]` to `[channels * height * width]`.
     Flatten,
+    /// Wavelet scattering of order two (Bruna & Mallat 2013): `[channels, height, width]` to
+    /// `[channels * paths, height / 2^scales, width / 2^scales]`, where
+    /// `paths = 1 + angles scales + angles² scales (scales − 1) / 2`.
+    ///
+    /// Fixed filters, nothing learnt from data and no parameters, so its features cost no privacy
+    /// (Tramèr & Boneh 2021). Only as the first layer, where it is computed once a data set.
+    Scattering {
+        /// Number of scales, `J`.
+        scales: usize,
+        /// Number of angles, `L`.
+        angles: usize,
+        /// Divides the channels into so many groups, each brought to mean zero and variance one
+        /// within each example (Wu & He 2018, without parameters); absent: not done.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        norm_groups: Option<usize>,
+    },
 }
 
 fn one() -> usize {
@@ -127,6 +147,13 @@ impl Manifest {
 }
 
 impl ModelSpec {
+    /// How many of the first layers are a front: without parameters and independent of all data but
+    /// the example itself, so that their output is computed once a data set.
+    #[must_use]
+    pub fn n_front(&self) -> usize {
+        usize::from(matches!(self.layers.first(), Some(Layer::Scattering { .. })))
+    }
+
     /// Shape after each layer, starting from one example's `input` shape.
     ///
     /// # Errors
@@ -141,11 +168,14 @@ impl ModelSpec {
         let mut shape = input.to_vec();
         let mut shapes = Vec::with_capacity(self.layers.len());
         for (index, layer) in self.layers.iter().enumerate() {
-            shape = layer.output_shape(&shape).map_err(|reason| PlanError::Layer {
-                index,
-                input: shape.clone(),
-                reason,
-            })?;
+            let fits = match layer {
+                Layer::Scattering { .. } if index > 0 => {
+                    Err("scattering learns nothing and is computed once: put it first".to_owned())
+                }
+                layer => layer.output_shape(&shape),
+            };
+            shape =
+                fits.map_err(|reason| PlanError::Layer { index, input: shape.clone(), reason })?;
             shapes.push(shape.clone());
         }
         Ok(shapes)
@@ -255,6 +285,30 @@ impl Layer {
                 ])
             }
             Self::Relu | Self::Tanh => Ok(input.to_vec()),
+            Self::Scattering { scales, angles, norm_groups } => {
+                let (channels, height, width) = image()?;
+                if !(1..=SCATTERING_SCALES_MAX).contains(&scales)
+                    || !(1..=SCATTERING_ANGLES_MAX).contains(&angles)
+                {
+                    return Err(format!(
+                        "scales {scales}, angles {angles}: use 1 to {SCATTERING_SCALES_MAX} and 1 to {SCATTERING_ANGLES_MAX}"
+                    ));
+                }
+                if height.min(width) <= 1 << scales {
+                    return Err(format!(
+                        "{scales} scales need images of more than {} pixels a side",
+                        1 << scales
+                    ));
+                }
+                let paths = 1 + angles * scales + angles * angles * scales * (scales - 1) / 2;
+                let channels = channels
+                    .checked_mul(paths)
+                    .ok_or_else(|| "its number of channels overflows".to_owned())?;
+                if norm_groups.is_some_and(|n| n == 0 || channels % n != 0) {
+                    return Err(format!("norm_groups must divide its {channels} channels"));
+                }
+                Ok(vec![channels, height >> scales, width >> scales])
+            }
             Self::Flatten => input
                 .iter()
                 .try_fold(1usize, |product, side| product.checked_mul(*side))
@@ -308,6 +362,42 @@ mod tests {
         let spec =
             ModelSpec { layers: vec![Layer::Linear { out: usize::MAX }, Layer::Linear { out: 2 }] };
         assert!(spec.manifest(&[usize::MAX], 2).is_err());
+    }
+
+    #[test]
+    fn scattering_comes_first_and_has_the_shape_of_its_paths() {
+        let scattering = |scales, angles, norm_groups| ModelSpec {
+            layers: vec![
+                Layer::Scattering { scales, angles, norm_groups },
+                Layer::Flatten,
+                Layer::Linear { out: 10 },
+            ],
+        };
+        let spec = scattering(2, 8, Some(27));
+        assert_eq!(spec.shapes(&[1, 28, 28]).unwrap()[0], [81, 7, 7]);
+        assert_eq!(spec.shapes(&[3, 32, 30]).unwrap()[0], [243, 8, 7]);
+        let manifest = spec.manifest(&[1, 28, 28], 10).unwrap();
+        assert_eq!((spec.n_front(), manifest.n_parameters()), (1, 10 * 81 * 49 + 10));
+        assert_eq!(manifest.tensors[0].name, "layers.2.weight");
+        for (scales, angles, groups, expected) in [
+            (0, 8, None, "scales 0"),
+            (7, 8, None, "scales 7"),
+            (2, 0, None, "angles 0"),
+            (5, 8, None, "more than 32 pixels"),
+            (2, 8, Some(0), "81 channels"),
+            (2, 8, Some(28), "81 channels"),
+        ] {
+            let error = scattering(scales, angles, groups).shapes(&[1, 28, 28]).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+        let late = ModelSpec {
+            layers: vec![
+                Layer::Relu,
+                Layer::Scattering { scales: 2, angles: 8, norm_groups: None },
+            ],
+        };
+        assert_eq!(late.n_front(), 0);
+        assert!(late.shapes(&[1, 28, 28]).unwrap_err().to_string().contains("put it first"));
     }
 
     #[test]

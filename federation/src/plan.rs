@@ -76,6 +76,11 @@ pub struct Training {
     pub local_epochs: u32,
     /// Examples that the device holds at once; batches are padded to a multiple.
     pub microbatch: u32,
+    /// Decay of an exponential moving average of the round's weights, which then leaves in place of
+    /// the last ones, in `(0, 1)`; absent: the last ones. It reads only what is private already, so
+    /// it costs nothing (De et al. 2022, section 3.4).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema_decay: Option<f64>,
 }
 
 /// The local step; its state starts afresh in each round.
@@ -359,6 +364,11 @@ impl Plan {
             "training.microbatch",
             "use 1 to 65536",
         )?;
+        check(
+            training.ema_decay.is_none_or(|decay| decay > 0.0 && fraction(decay)),
+            "training.ema_decay",
+            "use a number between 0 and 1, or leave it out",
+        )?;
         let (rate, rest) = match training.optimizer {
             Optimizer::Sgd { learning_rate, momentum } => (learning_rate, fraction(momentum)),
             Optimizer::Adam { learning_rate, beta1, beta2, epsilon } => {
@@ -495,6 +505,7 @@ fixed_point_bits = 22
             ("classes = 3", "classes = 4", "4 classes"),
             ("std = 1.0", "std = 0.0", "data.normalise"),
             ("learning_rate = 0.1", "learning_rate = nan", "learning_rate"),
+            ("microbatch = 8", "microbatch = 8\nema_decay = 1.0", "training.ema_decay"),
             ("mode = \"dp_sgd\"", "mode = \"dp-lite\"", "dp-lite"),
             ("epsilon = 8.0", "epsilon = -1.0", "privacy"),
             ("delta = 1e-5", "delta = 1.0", "privacy"),

@@ -2,6 +2,7 @@
 
 mod commands;
 mod output;
+mod overrides;
 
 use std::process::ExitCode;
 

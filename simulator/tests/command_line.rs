@@ -128,6 +128,12 @@ fn split_run_and_evaluate_agree() {
     assert_eq!(scores.as_array().unwrap().len(), 2);
     assert_eq!(scores[1]["model"], summary["model"]);
     assert_eq!(scores[1]["accuracy"], summary["accuracy"]);
+    let set = ["--set", "rounds=1", "--set", "model.layers.0.oui=3"];
+    let one = json(&[&["run", &plan, "--world", &world, "--json"], &set[..2]].concat());
+    assert_eq!(one["rounds"], 1);
+    let refused = comity_sim(&[&["run", &plan, "--world", &world], &set[..]].concat());
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("model.layers.0.out"));
     let table = comity_sim(&["run", &plan, "--world", &world]);
     let table = String::from_utf8(table.stdout).unwrap();
     assert!(table.contains("no differential privacy") && table.contains("100.00 %"), "{table}");

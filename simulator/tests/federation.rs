@@ -237,3 +237,20 @@ fn the_sample_plan_and_world_are_usable() {
         assert_eq!(privacy.budget().delta.get(), 1e-5);
     }
 }
+
+/// What `examples/fashion-one/run.sh` runs: one institution, the models fit, the budgets can be met.
+#[test]
+fn the_plans_of_one_institution_are_usable() {
+    World::from_toml(include_str!("../../examples/fashion-one/world.toml")).unwrap();
+    let cnn = Plan::from_toml(include_str!("../../examples/fashion-one/cnn.toml")).unwrap();
+    let scatter = Plan::from_toml(include_str!("../../examples/fashion-one/scatter.toml")).unwrap();
+    assert_eq!((cnn.model.n_front(), scatter.model.n_front()), (0, 1));
+    for plan in [cnn, scatter] {
+        let [client] = &plan.cohort.clients[..] else { panic!("one institution") };
+        assert_eq!(client.records, 60_000);
+        let privacy = plan.privacy_plan(client).unwrap().expect("both have DP");
+        let total = privacy.epsilon_total();
+        assert!(total.epsilon <= 3.0 && total.epsilon > 2.97, "{}: {total:?}", plan.name);
+        assert_eq!(privacy.budget().delta.get(), 1e-5);
+    }
+}

@@ -15,6 +15,7 @@ use comity_federation::Plan;
 use comity_simulator::World;
 
 use crate::output::Hint;
+use crate::overrides::plan_with;
 
 /// Which world, and where its files lie.
 #[derive(Args)]
@@ -39,8 +40,13 @@ impl WorldArgs {
 }
 
 fn read_plan(path: &Path) -> anyhow::Result<Plan> {
+    read_plan_with(path, &[])
+}
+
+/// The plan in a file, with `settings` over it.
+fn read_plan_with(path: &Path, settings: &[String]) -> anyhow::Result<Plan> {
     let text = read_text(path, "plan", "examples/fashion/plan.toml")?;
-    Plan::from_toml(&text).with_context(|| format!("in {}", path.display()))
+    plan_with(&text, settings).with_context(|| format!("in {}", path.display()))
 }
 
 fn read_text(path: &Path, what: &str, sample: &str) -> anyhow::Result<String> {

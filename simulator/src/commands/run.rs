@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::commands::{WorldArgs, read_plan};
+use crate::commands::{WorldArgs, read_plan_with};
 use crate::output;
 
 /// Above this many countries the table shows the largest ε and the sum of bytes only.
@@ -34,6 +34,7 @@ const N_COUNTRIES_IN_TABLE_MAX: usize = 5;
 Examples:
   comity-sim run examples/fashion/plan.toml --world examples/fashion/world.toml
   comity-sim run plan.toml --world world.toml --data ~/fashion-mnist --out target/sim
+  comity-sim run plan.toml --world world.toml --set privacy.epsilon=2 --set seed=3
   comity-sim run plan.toml --world world.toml --json | jq .accuracy")]
 pub(crate) struct Run {
     /// Plan of the run.
@@ -41,6 +42,9 @@ pub(crate) struct Run {
     plan: PathBuf,
     #[command(flatten)]
     world: WorldArgs,
+    /// Set a key of the plan, by its dotted path; may be given again.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Folder for summary.json and model.safetensors, which replace older ones.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -77,7 +81,7 @@ struct Summary<'a> {
 impl Run {
     pub(crate) fn execute(&self) -> anyhow::Result<()> {
         let started = Instant::now();
-        let plan = read_plan(&self.plan)?;
+        let plan = read_plan_with(&self.plan, &self.set)?;
         let (world, base_dir) = self.world.read()?;
         let device = self.device.open()?;
         if let Some(out) = &self.out {
