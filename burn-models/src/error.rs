@@ -44,6 +44,18 @@ pub enum TrainError {
     /// Nothing to learn from or to measure.
     #[error("the data set is empty; check the client's data source")]
     NoData,
+    /// The plan protects persons, and the data do not tell them apart.
+    #[error(
+        "the plan protects persons, and the data do not say whose row is whose; name the column \
+         of their ids as `person` in the client's data source"
+    )]
+    NoPersons,
+    /// More rows of one person than the privacy unit allows.
+    #[error("a person has more than {records_max} rows; cap the data first")]
+    PersonPastCap {
+        /// The unit's cap.
+        records_max: u32,
+    },
     /// Training ran away.
     #[error("training gave parameters that are not finite; lower the plan's learning rate")]
     NotFinite,

@@ -34,6 +34,24 @@ pub fn evaluate(
     device: &Device,
     batch: usize,
 ) -> Result<Evaluation, TrainError> {
+    let (n_correct, losses) = losses(spec, parameters, dataset, normalise, device, batch)?;
+    let n = losses.len();
+    let loss = losses.into_iter().map(f64::from).sum::<f64>() / n as f64;
+    Ok(Evaluation { n, n_correct, accuracy: n_correct as f64 / n as f64, loss })
+}
+
+/// How many of `dataset` are classified correctly, and the cross-entropy of each, `[n]`, in nats.
+///
+/// # Errors
+/// As [`evaluate`].
+pub(crate) fn losses(
+    spec: &ModelSpec,
+    parameters: &Parameters,
+    dataset: &Dataset,
+    normalise: Normalise,
+    device: &Device,
+    batch: usize,
+) -> Result<(usize, Vec<f32>), TrainError> {
     if batch == 0 {
         return Err(TrainError::Setting {
             key: "training.microbatch",
@@ -49,19 +67,18 @@ pub fn evaluate(
     model.load(parameters)?;
     let examples = Examples::new(spec, dataset, normalise)?;
     let indices: Vec<usize> = (0..n).collect();
-    let (mut n_correct, mut loss) = (0, 0.0);
+    let (mut n_correct, mut losses) = (0, Vec::with_capacity(n));
     for indices in indices.chunks(batch) {
         let batch = examples.batch(indices);
         let logits = model.forward(model.features(&batch)?);
-        let losses = read(cross_entropy(logits.clone(), model.labels(&batch)));
-        loss += losses.into_iter().map(f64::from).sum::<f64>();
+        losses.extend(read(cross_entropy(logits.clone(), model.labels(&batch))));
         n_correct += read(logits)
             .chunks(n_classes)
             .zip(&batch.labels)
             .filter(|(scores, label)| is_highest(scores, **label as usize))
             .count();
     }
-    Ok(Evaluation { n, n_correct, accuracy: n_correct as f64 / n as f64, loss: loss / n as f64 })
+    Ok((n_correct, losses))
 }
 
 /// Whether `scores[label]` is the highest, the first where several are equal; NaN is never.

@@ -25,7 +25,7 @@ mod train;
 mod units;
 
 pub use bookkeeping::{clipped_gradient_sum, clipped_person_gradient_sum};
-pub use contract::{data_contract, normalisation};
+pub use contract::{check_units, data_contract, normalisation};
 pub use device::{Device, DeviceChoice, DeviceError};
 pub use error::TrainError;
 pub use evaluate::{Evaluation, evaluate};

@@ -2,15 +2,15 @@
 //! fixed point, and let it out by the one door.  Shared by client and simulator, so that what is
 //! simulated is what is deployed.
 
-use comity_datasets::Dataset;
+use comity_datasets::{Dataset, Normalise};
 use comity_federation::{
-    ClientId, FixedPoint, FixedPointError, Parameters, Plan, PlanError, RoundOutput,
+    ClientId, Delta, FixedPoint, FixedPointError, Parameters, Plan, PlanError, RoundOutput,
 };
 use comity_privacy::{PrivacyError, PrivacyPlan, Randomness, Released, Reservation};
 
-use crate::{
-    Device, TrainError, TrainingTask, evaluate, normalisation, train_plain, train_private,
-};
+use crate::contract::plan_units;
+use crate::evaluate::losses;
+use crate::{Device, TrainError, TrainingTask, normalisation, train_plain, train_private};
 
 /// Records that are classified at once when the round's model is scored.
 const EVALUATION_BATCH: usize = 512;
@@ -20,7 +20,7 @@ const EVALUATION_BATCH: usize = 512;
 pub struct LocalRound<'a> {
     /// The plan that was agreed to.
     pub plan: &'a Plan,
-    /// Counted from 1.
+    /// Counted from 1; 0 asks for statistics.
     pub round: u32,
     /// Who trains; with the plan's seed and the round it orders the batches where there is no DP.
     pub client: &'a ClientId,
@@ -50,7 +50,7 @@ pub enum RoundError {
     Plan(#[from] PlanError),
 }
 
-/// Trains one round and releases what it gives; `reservation` was debited before.
+/// Trains one round, or in round 0 asks the plan's statistics, and releases what it gives; `reservation` was debited before.
 ///
 /// `privacy` is the client's plan with the round's randomness, or `None` where the plan trains
 /// without DP; then the reservation must be exempt.  `progress` is told the steps done and their
@@ -64,11 +64,13 @@ pub fn local_round(
     reservation: Reservation,
     progress: &mut dyn FnMut(u32, u32),
 ) -> Result<Released<RoundOutput>, RoundError> {
+    let dataset = plan_units(task.plan, task.dataset)?;
+    let dataset = dataset.as_ref();
     let normalise = normalisation(&task.plan.data);
     let training = TrainingTask {
         spec: &task.plan.model,
         start: task.base,
-        dataset: task.dataset,
+        dataset,
         normalise,
         training: &task.plan.training,
         device: task.device,
@@ -82,32 +84,61 @@ pub fn local_round(
     let Some((plan, randomness)) = privacy else {
         let after = train_plain(&training, batch_seed(task), progress)?;
         let delta = grid.delta(task.base.values(), after.values())?;
-        return Ok(reservation.release_exempt(RoundOutput { delta, n_correct: None })?);
+        return Ok(reservation.release_exempt(RoundOutput {
+            delta,
+            n_correct: None,
+            loss_sum: None,
+        })?);
     };
+    if task.round == 0 {
+        return statistics(dataset, normalise, plan, randomness, reservation);
+    }
     let mut session = plan.session(reservation, randomness)?;
-    let n_correct = if plan.metrics_rho_per_round() > 0.0 {
-        // The true count lives only here; what leaves is the noisy one. No record at all counts 0:
-        // an error would tell that there is none.
-        let n_correct = if task.dataset.is_empty() {
-            0
+    let asks_count = plan.metrics_rho_per_round() > 0.0;
+    let (mut n_correct, mut loss_sum) = (None, None);
+    if asks_count || plan.loss().is_some() {
+        // The true figures live only here; what leaves is noisy. No record at all counts 0: an error
+        // would tell that there is none.
+        let (count, each) = if dataset.is_empty() {
+            (0, Vec::new())
         } else {
-            let score = evaluate(
-                &task.plan.model,
-                task.base,
-                task.dataset,
-                normalise,
-                task.device,
-                EVALUATION_BATCH,
-            )?;
-            score.n_correct as u64
+            let device = task.device;
+            losses(&task.plan.model, task.base, dataset, normalise, device, EVALUATION_BATCH)?
         };
-        Some(session.release_count(n_correct)?)
-    } else {
-        None
-    };
+        if asks_count {
+            n_correct = Some(session.release_count(count as u64)?);
+        }
+        if plan.loss().is_some() {
+            loss_sum = Some(session.release_loss_sum(&each)?);
+        }
+    }
     let after = train_private(&training, &mut session, progress)?;
     let delta = grid.delta(task.base.values(), after.values())?;
-    Ok(session.finish(RoundOutput { delta, n_correct }))
+    Ok(session.finish(RoundOutput { delta, n_correct, loss_sum }))
+}
+
+/// Round 0: what the plan asks of the data before training.
+fn statistics(
+    dataset: &Dataset,
+    normalise: Normalise,
+    plan: &PrivacyPlan,
+    randomness: Randomness,
+    reservation: Reservation,
+) -> Result<Released<RoundOutput>, RoundError> {
+    let mut tally = plan.tally()?;
+    let n_features: usize = dataset.shape().iter().product();
+    let rows: Vec<usize> = (0..dataset.len()).collect();
+    for rows in rows.chunks(EVALUATION_BATCH) {
+        let batch = dataset.batch(rows, normalise);
+        for (features, label) in batch.features.chunks(n_features).zip(&batch.labels) {
+            tally.add(features, *label)?;
+        }
+    }
+    Ok(plan.release_statistics(reservation, randomness, tally, |sums| RoundOutput {
+        delta: Delta::new(sums),
+        n_correct: None,
+        loss_sum: None,
+    })?)
 }
 
 /// Seeds the order of batches where there is no DP: the same in simulation and deployment.

@@ -6,13 +6,15 @@ use std::thread;
 use chacha20::ChaCha20Rng;
 use comity_datasets::{Batch, Dataset, Normalise};
 use comity_federation::{ModelSpec, Parameters, Training};
-use comity_privacy::Session;
+use comity_privacy::{PrivacyUnit, Session};
 use rand_core::{Rng, SeedableRng};
 
 use crate::front::Examples;
 use crate::noise_pool::NoisePool;
 use crate::optimizer::{OptimizerState, WeightAverage};
-use crate::{Device, Model, TrainError, clipped_gradient_sum, gradient_sum};
+use crate::{
+    Device, Model, TrainError, clipped_gradient_sum, clipped_person_gradient_sum, gradient_sum,
+};
 
 /// What to train, from where, on what.
 #[derive(Clone, Copy, Debug)]
@@ -34,10 +36,14 @@ pub struct TrainingTask<'a> {
 /// Trains with differential privacy until `session` has no steps left: DP-SGD (Abadi et al. 2016,
 /// algorithm 1) with the session's batches, clipping norm and noise.
 ///
+/// Where the session protects persons, persons are drawn, and the sum of a person's gradients is
+/// clipped as one; no person may then have more rows than the unit's cap or a microbatch holds.
+///
 /// `progress` is told the steps done and their number, both of which are public.
 ///
 /// # Errors
-/// [`TrainError`]; no partial result leaves, though steps that were taken remain paid for.
+/// [`TrainError`], such as [`TrainError::NoPersons`]; no partial result leaves, though steps that
+/// were taken remain paid for.
 pub fn train_private(
     task: &TrainingTask<'_>,
     session: &mut Session,
@@ -46,12 +52,12 @@ pub fn train_private(
     let mut trainer = Trainer::new(task)?;
     let n_steps = session.steps_left();
     let clip_norm_l2 = session.clip_norm_l2();
+    let units = Population::of(task, session.unit())?;
     NoisePool::with(session.noise_ahead()?, |noise| {
         while session.steps_left() > 0 {
-            let indices = session.next_batch(task.dataset.len())?;
-            let sum = trainer.sum(&indices, |model, batch, mask| {
-                clipped_gradient_sum(model, batch, mask, clip_norm_l2)
-            })?;
+            let drawn = session.next_batch(units.len())?;
+            let microbatches = units.microbatches(&drawn, task.training.microbatch as usize);
+            let sum = trainer.sum(&microbatches, |m, part| part.clipped_sum(m, clip_norm_l2))?;
             let gradient = session.privatise(&sum, noise.next()?)?;
             trainer.step(&gradient)?;
             progress(n_steps - session.steps_left(), n_steps);
@@ -85,7 +91,9 @@ pub fn train_plain(
     for _ in 0..task.training.local_epochs {
         shuffle(&mut indices, &mut rng);
         for indices in indices.chunks(batch) {
-            let sum = trainer.sum(indices, gradient_sum)?;
+            let microbatches = records(indices, task.training.microbatch as usize);
+            let sum =
+                trainer.sum(&microbatches, |model, p| gradient_sum(model, &p.batch, &p.mask))?;
             let n = indices.len() as f64;
             let mean: Vec<f32> = sum.iter().map(|value| (value / n) as f32).collect();
             trainer.step(&mean)?;
@@ -94,6 +102,101 @@ pub fn train_plain(
         }
     }
     trainer.finish()
+}
+
+/// What is drawn together: a row, or a person's rows.
+enum Population {
+    Records(usize),
+    /// `[n_persons][n_rows]`.
+    Persons(Vec<Vec<usize>>),
+}
+
+impl Population {
+    fn of(task: &TrainingTask<'_>, unit: PrivacyUnit) -> Result<Self, TrainError> {
+        let PrivacyUnit::Person { records_max } = unit else {
+            return Ok(Self::Records(task.dataset.len()));
+        };
+        let persons = task.dataset.rows_by_person().ok_or(TrainError::NoPersons)?;
+        let rows_max = persons.iter().map(Vec::len).max().unwrap_or(0);
+        if rows_max > records_max as usize {
+            return Err(TrainError::PersonPastCap { records_max });
+        }
+        if rows_max > task.training.microbatch as usize {
+            return Err(TrainError::Setting {
+                key: "training.microbatch",
+                reason: "must be at least privacy.unit.person.records_max",
+            });
+        }
+        Ok(Self::Persons(persons))
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Records(n) => *n,
+            Self::Persons(persons) => persons.len(),
+        }
+    }
+
+    /// The rows of the units at `drawn`, at most `size` at once, nobody's rows apart.
+    fn microbatches(&self, drawn: &[usize], size: usize) -> Vec<Microbatch> {
+        let Self::Persons(persons) = self else { return records(drawn, size) };
+        let mut microbatches: Vec<Microbatch> = Vec::new();
+        for &person in drawn {
+            let rows = &persons[person];
+            match microbatches.last_mut() {
+                Some(last) if last.rows.len() + rows.len() <= size => last.add_person(rows),
+                _ => {
+                    let mut next = Microbatch { rows: Vec::new(), slots: Some(Vec::new()) };
+                    next.add_person(rows);
+                    microbatches.push(next);
+                }
+            }
+        }
+        microbatches
+    }
+}
+
+/// Rows whose gradients are computed at once.
+#[derive(Debug, PartialEq)]
+struct Microbatch {
+    rows: Vec<usize>,
+    /// Whose each row is, numbered from 0 without a gap; `None`: each row stands for itself.
+    slots: Option<Vec<usize>>,
+}
+
+impl Microbatch {
+    fn add_person(&mut self, rows: &[usize]) {
+        self.rows.extend(rows);
+        if let Some(slots) = &mut self.slots {
+            let next = slots.last().map_or(0, |last| last + 1);
+            slots.extend(std::iter::repeat_n(next, rows.len()));
+        }
+    }
+}
+
+/// Rows that stand for themselves, at most `size` at once.
+fn records(rows: &[usize], size: usize) -> Vec<Microbatch> {
+    rows.chunks(size).map(|rows| Microbatch { rows: rows.to_vec(), slots: None }).collect()
+}
+
+/// A microbatch as the device sees it: padded to the plan's size.
+struct Padded {
+    batch: Batch,
+    /// `[microbatch]`; false where a row is padding.
+    mask: Vec<bool>,
+    /// `[microbatch]`, padding with nobody in particular.
+    slots: Option<Vec<usize>>,
+}
+
+impl Padded {
+    /// The sum of the gradients of rows or persons, each clipped, `[n_parameters]`.
+    fn clipped_sum(&self, model: &Model, clip_norm_l2: f64) -> Result<Vec<f32>, TrainError> {
+        let Self { batch, mask, slots } = self;
+        match slots {
+            None => clipped_gradient_sum(model, batch, mask, clip_norm_l2),
+            Some(slots) => clipped_person_gradient_sum(model, batch, mask, slots, clip_norm_l2),
+        }
+    }
 }
 
 /// The state of a round's local steps.
@@ -143,31 +246,34 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Sum of `gradient` over microbatches of the examples at `indices`, `[n_parameters]`.
+    /// Sum of `gradient` over `microbatches`, `[n_parameters]`.
     ///
-    /// All microbatches have the same shape, the last one padded, so that an accelerator compiles
-    /// its kernels once. Their sums are added in f64 in the order of `indices`, so the result does
-    /// not depend on the number of threads.
+    /// All microbatches have the same shape, short ones padded, so that an accelerator compiles
+    /// its kernels once. Their sums are added in f64 in their order, so the result does not depend
+    /// on the number of threads.
     fn sum(
         &self,
-        indices: &[usize],
-        gradient: impl Fn(&Model, &Batch, &[bool]) -> Result<Vec<f32>, TrainError> + Sync,
+        microbatches: &[Microbatch],
+        gradient: impl Fn(&Model, &Padded) -> Result<Vec<f32>, TrainError> + Sync,
     ) -> Result<Vec<f64>, TrainError> {
         let microbatch = self.task.training.microbatch as usize;
-        let compute = |indices: &[usize]| {
-            let mut batch = self.examples.batch(indices);
+        let compute = |part: &Microbatch| {
+            let mut batch = self.examples.batch(&part.rows);
             batch.features.resize(microbatch * self.model.n_features(), 0.0);
             batch.labels.resize(microbatch, 0);
-            let mask: Vec<bool> = (0..microbatch).map(|row| row < indices.len()).collect();
-            gradient(&self.model, &batch, &mask)
+            let mask = (0..microbatch).map(|row| row < part.rows.len()).collect();
+            let slots = part.slots.clone().map(|mut slots| {
+                slots.resize(microbatch, 0);
+                slots
+            });
+            gradient(&self.model, &Padded { batch, mask, slots })
         };
         let mut sum = vec![0.0; self.values.len()];
-        let microbatches: Vec<&[usize]> = indices.chunks(microbatch).collect();
         for wave in microbatches.chunks(self.n_threads) {
             let (first, others) = wave.split_first().expect("chunks are not empty");
             let parts: Vec<Result<Vec<f32>, TrainError>> = thread::scope(|scope| {
                 let others: Vec<_> =
-                    others.iter().map(|indices| scope.spawn(|| compute(indices))).collect();
+                    others.iter().map(|part| scope.spawn(|| compute(part))).collect();
                 let first = compute(first);
                 std::iter::once(first)
                     .chain(others.into_iter().map(|other| {
@@ -253,10 +359,12 @@ mod tests {
             device: &Device::flex(),
         };
         let indices: Vec<usize> = (0..70).rev().collect();
+        let parts = records(&indices, 16);
         let sum = |n_threads| {
             let trainer = Trainer { n_threads, ..Trainer::new(&task).unwrap() };
-            let clipped = |m: &Model, b: &Batch, k: &[bool]| clipped_gradient_sum(m, b, k, 0.1);
-            (trainer.sum(&indices, clipped).unwrap(), trainer.sum(&indices, gradient_sum).unwrap())
+            let clipped = trainer.sum(&parts, |m, p| p.clipped_sum(m, 0.1));
+            let plain = trainer.sum(&parts, |m, p| gradient_sum(m, &p.batch, &p.mask));
+            (clipped.unwrap(), plain.unwrap())
         };
         let one = sum(1);
         assert!(one.0.iter().any(|value| *value != 0.0));
@@ -264,5 +372,52 @@ mod tests {
         for n_threads in [2, 3, 8].repeat(40) {
             assert_eq!(sum(n_threads), one);
         }
+
+        // Persons, of one to five rows: the sum of each one's clipped gradient, one at a time.
+        let persons = Population::Persons(
+            (0..23).map(|person| (3 * person..3 * person + 1 + person % 3).collect()).collect(),
+        );
+        let drawn: Vec<usize> = (0..23).filter(|person| person % 4 != 1).collect();
+        let trainer = Trainer { n_threads: 2, ..Trainer::new(&task).unwrap() };
+        let Population::Persons(rows) = &persons else { unreachable!() };
+        let gradients: Vec<Vec<f64>> = drawn
+            .iter()
+            .map(|person| {
+                let parts = records(&rows[*person], 16);
+                trainer.sum(&parts, |m, p| gradient_sum(m, &p.batch, &p.mask)).unwrap()
+            })
+            .collect();
+        let norm = |gradient: &[f64]| gradient.iter().map(|v| v * v).sum::<f64>().sqrt();
+        let mut norms: Vec<f64> = gradients.iter().map(|gradient| norm(gradient)).collect();
+        norms.sort_by(f64::total_cmp);
+        // Half of them are clipped.
+        let clip = norms[norms.len() / 2];
+        let mut expected = vec![0.0; start.values().len()];
+        for gradient in &gradients {
+            let factor = (clip / norm(gradient)).min(1.0);
+            for (sum, value) in expected.iter_mut().zip(gradient) {
+                *sum += value * factor;
+            }
+        }
+        let parts = persons.microbatches(&drawn, 16);
+        let sum = trainer.sum(&parts, |m, p| p.clipped_sum(m, clip)).unwrap();
+        for (got, expected) in sum.iter().zip(&expected) {
+            assert!((got - expected).abs() < 1e-4, "{got} {expected}");
+        }
+    }
+
+    #[test]
+    fn nobodys_rows_are_in_two_microbatches() {
+        let persons = Population::Persons(vec![vec![0, 4], vec![1], vec![2, 3, 7], vec![5, 6]]);
+        let part = |rows: &[usize], slots: &[usize]| Microbatch {
+            rows: rows.to_vec(),
+            slots: Some(slots.to_vec()),
+        };
+        assert_eq!(
+            persons.microbatches(&[0, 1, 2, 3], 4),
+            [part(&[0, 4, 1], &[0, 0, 1]), part(&[2, 3, 7], &[0, 0, 0]), part(&[5, 6], &[0, 0])]
+        );
+        assert!(persons.microbatches(&[], 4).is_empty());
+        assert_eq!(Population::Records(9).microbatches(&[1, 8], 1), records(&[1, 8], 1));
     }
 }

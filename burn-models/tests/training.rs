@@ -63,6 +63,8 @@ fn session(start: &Parameters, n_steps: u32) -> Session {
         clip_norm_l2: 1.0,
         n_parameters: start.values().len() as u64,
         metrics_rho_per_round: 0.0,
+        loss: None,
+        analytics: None,
     };
     let plan = PrivacyPlan::calibrate(&request).unwrap();
     let limit = Limit { budget: Some(plan.budget()), exempt_allowed: false };

@@ -34,6 +34,9 @@ pub(crate) struct Config {
 pub(crate) struct DataConfig {
     /// The number of records that the institution has made public, rounded.
     pub(crate) records: u64,
+    /// The number of persons that the institution has made public, rounded; needed for runs that
+    /// protect persons.
+    pub(crate) persons: Option<u64>,
     /// The files.
     pub(crate) source: Source,
 }
@@ -82,6 +85,11 @@ impl Node {
             "{}: data.records must be the public, rounded number of records",
             path.display()
         );
+        ensure!(
+            config.data.persons.is_none_or(|persons| (1..=config.data.records).contains(&persons)),
+            "{}: data.persons must be 1 to data.records",
+            path.display()
+        );
         let base = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         Ok(Self { config, base: base.to_owned(), budget })
     }
@@ -107,6 +115,7 @@ impl Node {
             budget: self.budget,
             without_dp_allowed: self.config.privacy.without_dp,
             records_declared: self.config.data.records,
+            persons_declared: self.config.data.persons,
         }
     }
 

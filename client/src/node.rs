@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use comity_burn_models::check_units;
 use comity_federation::{
     ClientId, ModelDigest, ParticipantEffect, ParticipantEvent, Plan, PlanDigest, RunId, Task,
     Time, Update,
@@ -252,13 +253,14 @@ impl Node {
         self.settings.policy().review(plan, &self.id).map_err(|refusal| refusal.to_string())?;
         let named = plan.client(&self.id).expect("the policy checked that the plan names us");
         plan.privacy_plan(named).map_err(|e| e.to_string())?;
-        self.records.load(&plan.data).map(|_| ()).map_err(|error| {
+        let dataset = self.records.load(&plan.data).map_err(|error| {
             // Paths and row numbers stay here.
             warn!(error = format!("{error:#}"), "the data do not fit the plan");
             "this institution's data could not be read as the plan describes them; its steward \
              sees the reason in the node's log"
                 .to_owned()
-        })
+        })?;
+        check_units(plan, &dataset).map_err(|error| error.to_string())
     }
 
     /// Declines a plan that cannot even be recorded.
@@ -387,7 +389,11 @@ impl Node {
         let (charge, privacy) = match privacy {
             Some(privacy) => {
                 let randomness = Randomness::from_os().map_err(|e| e.to_string())?;
-                (privacy.charge(&randomness), Some((privacy, randomness)))
+                let charge = match task.round {
+                    0 => privacy.analytics_charge(&randomness).map_err(|e| e.to_string())?,
+                    _ => privacy.charge(&randomness),
+                };
+                (charge, Some((privacy, randomness)))
             }
             None => (Charge::exempt(task.plan.0), None),
         };

@@ -4,7 +4,7 @@
 use std::io::Read as _;
 
 use anyhow::{Context as _, ensure};
-use comity_federation::{Accumulator, Aggregation, ModelDigest, UpdateDigest, aggregate};
+use comity_federation::{Accumulator, Aggregation, ModelDigest, Plan, UpdateDigest, aggregate};
 use comity_journal::BlobStore;
 
 /// Coordinates folded at once.
@@ -48,6 +48,44 @@ pub(crate) fn fold(
         left -= n as u64;
     }
     Ok(ModelDigest(next.finish()?))
+}
+
+/// The sums of round 0's statistics, and the first model with what they say of its features; `base` is
+/// copied chunk by chunk.
+pub(crate) fn statistics(
+    blobs: &BlobStore,
+    plan: &Plan,
+    base: ModelDigest,
+    updates: &[(UpdateDigest, u64)],
+) -> anyhow::Result<(ModelDigest, Vec<i64>)> {
+    let request = plan.analytics_request().context("the plan asks for no statistics")?;
+    let mut sum = Accumulator::new(usize::try_from(request.n_values())?);
+    for (digest, weight) in updates {
+        let bytes = blobs.read_all(&digest.0).with_context(|| format!("update {digest}"))?;
+        ensure!(bytes.len() as u64 == 4 * request.n_values(), "update {digest}: another length");
+        sum.add(&bytes, *weight);
+    }
+    let sums = sum.sum().to_vec();
+    let Some((start, values)) = plan.standardisation(&sums)? else { return Ok((base, sums)) };
+    let patch: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let patched = 4 * start as u64..4 * start as u64 + patch.len() as u64;
+    let mut base = blobs.reader(&base.0).context("the first model is missing")?;
+    ensure!(patched.end <= base.len(), "the first model is shorter than its plan says");
+    let mut next = blobs.writer()?;
+    let mut chunk = vec![0; CHUNK_COORDINATES * 4];
+    let mut at = 0;
+    while at < base.len() {
+        let n = usize::try_from(base.len() - at).unwrap_or(usize::MAX).min(chunk.len());
+        base.read_exact(&mut chunk[..n])?;
+        let (from, to) = (patched.start.max(at), patched.end.min(at + n as u64));
+        if from < to {
+            let of_patch = (from - patched.start) as usize..(to - patched.start) as usize;
+            chunk[(from - at) as usize..(to - at) as usize].copy_from_slice(&patch[of_patch]);
+        }
+        next.write(&chunk[..n])?;
+        at += n as u64;
+    }
+    Ok((ModelDigest(next.finish()?), sums))
 }
 
 #[cfg(test)]

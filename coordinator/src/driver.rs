@@ -62,7 +62,7 @@ enum Request {
     Plan { run: RunId, reply: Reply<Plan> },
     Report { run: RunId, reply: Reply<RunReport> },
     Reports { reply: Reply<Vec<RunReport>> },
-    Folded { run: RunId, round: u32, model: anyhow::Result<ModelDigest> },
+    Folded { run: RunId, round: u32, folded: anyhow::Result<Folded> },
 }
 
 /// A handle by which services reach the driver.
@@ -138,6 +138,9 @@ impl DriverHandle {
         &self.blobs
     }
 }
+
+/// A round's model and, of round 0, the sums of its statistics.
+type Folded = (ModelDigest, Option<Vec<i64>>);
 
 /// The driver; [`Driver::run`] is its task.
 pub(crate) struct Driver {
@@ -244,7 +247,7 @@ impl Driver {
             Request::Reports { reply } => {
                 let _ = reply.send(self.store.reports().map_err(|e| storage(&e)));
             }
-            Request::Folded { run, round, model } => self.folded(&run, round, model)?,
+            Request::Folded { run, round, folded } => self.folded(&run, round, folded)?,
         }
         Ok(())
     }
@@ -332,13 +335,19 @@ impl Driver {
             }
             Effect::Aggregate { round, base, updates } => {
                 let blobs = self.store.blobs();
-                let settings = plan.aggregation.clone();
+                let plan = plan.clone();
                 let run = id.clone();
                 let Some(to_self) = self.to_self.upgrade() else { return };
                 tokio::task::spawn_blocking(move || {
-                    let model = aggregate::fold(&blobs, &settings, base, &updates);
+                    let folded = if round == 0 {
+                        aggregate::statistics(&blobs, &plan, base, &updates)
+                            .map(|(model, sums)| (model, Some(sums)))
+                    } else {
+                        aggregate::fold(&blobs, &plan.aggregation, base, &updates)
+                            .map(|model| (model, None))
+                    };
                     // If the driver is gone, the fold is done again after the restart.
-                    let _ = to_self.blocking_send(Request::Folded { run, round, model });
+                    let _ = to_self.blocking_send(Request::Folded { run, round, folded });
                 });
             }
             Effect::Finish(Outcome::Finished(model)) => {
@@ -352,10 +361,10 @@ impl Driver {
         &mut self,
         run: &RunId,
         round: u32,
-        model: anyhow::Result<ModelDigest>,
+        folded: anyhow::Result<Folded>,
     ) -> anyhow::Result<()> {
-        let event = match model {
-            Ok(model) => Event::Aggregated { round, model },
+        let event = match folded {
+            Ok((model, statistics)) => Event::Aggregated { round, model, statistics },
             Err(cause) => {
                 error!(%run, round, cause = format!("{cause:#}"), "round could not be aggregated");
                 let reason = format!("round {round} could not be aggregated: {cause:#}");
@@ -471,7 +480,7 @@ fn log(run: &RunId, event: &Event) {
         Event::Withdrew { client, round, reason } => {
             warn!(%run, %client, round, reason, "client withdrew");
         }
-        Event::Aggregated { round, model } => {
+        Event::Aggregated { round, model, .. } => {
             info!(%run, round, model = model.short(), "model published");
         }
         Event::Ordered { .. } => info!(%run, "order taken"),

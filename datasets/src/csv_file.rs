@@ -1,5 +1,7 @@
-//! CSV tables: one example a row, one column the label, all others features.
+//! CSV tables: one example a row, one column the label, perhaps one the person's id, all others
+//! features.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use csv::{ByteRecord, ReaderBuilder, Trim};
@@ -11,10 +13,10 @@ use crate::{Contract, DataError, Dataset, Scale};
 /// Most bytes of one table when unpacked: 16 GiB.
 const FILE_BYTES_MAX: u64 = 1 << 34;
 
-/// Which column of a table is the label.
+/// A column of a table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum LabelColumn {
+pub enum Column {
     /// Position, from 0.
     Index(usize),
     /// Name in the header row.
@@ -27,9 +29,25 @@ enum Cells {
     Reals(Vec<f32>),
 }
 
+/// The columns that are not features.
+#[derive(Clone, Copy)]
+pub(crate) struct Columns<'a> {
+    /// The class.
+    pub(crate) label: &'a Column,
+    /// Whose row it is.
+    pub(crate) person: Option<&'a Column>,
+}
+
+/// Where those columns are.
+#[derive(Clone, Copy)]
+struct Positions {
+    label: usize,
+    person: Option<usize>,
+}
+
 pub(crate) fn read(
     path: &Path,
-    label: &LabelColumn,
+    columns: Columns<'_>,
     header: bool,
     missing: Option<&str>,
     contract: &Contract,
@@ -48,14 +66,14 @@ pub(crate) fn read(
     };
 
     let mut n_columns = None;
-    let mut label_index = None;
+    let mut positions = None;
     if header {
         let names = reader.byte_headers().map_err(failed)?.clone();
         if names.is_empty() {
             return Err(DataError::Empty { path: path.to_owned() });
         }
         n_columns = Some(names.len());
-        label_index = Some(find_label(path, label, Some(&names), names.len(), n_features)?);
+        positions = Some(columns.find(path, Some(&names), names.len(), n_features)?);
     }
 
     let mut cells = match contract.scale {
@@ -63,6 +81,8 @@ pub(crate) fn read(
         Scale::Real => Cells::Reals(Vec::new()),
     };
     let mut labels = Vec::new();
+    let mut persons = Vec::new();
+    let mut numbers = HashMap::<Box<[u8]>, u32>::new();
     let mut record = ByteRecord::new();
     while reader.read_byte_record(&mut record).map_err(failed)? {
         let line = record.position().map_or(0, csv::Position::line);
@@ -75,12 +95,19 @@ pub(crate) fn read(
                 expected,
             });
         }
-        let label_index = match label_index {
-            Some(index) => index,
-            None => *label_index.insert(find_label(path, label, None, expected, n_features)?),
+        let Positions { label, person } = match positions {
+            Some(positions) => positions,
+            None => *positions.insert(columns.find(path, None, expected, n_features)?),
         };
         for (column, cell) in record.iter().enumerate() {
-            if column == label_index {
+            if Some(column) == person {
+                if cell.is_empty() || is_missing(cell, missing) {
+                    let reason = "a row without its person's id; fill it in, or leave the row out";
+                    return Err(DataError::Cell { path: path.to_owned(), line, column, reason });
+                }
+                let next = u32::try_from(numbers.len()).expect("a file of 16 GiB has fewer rows");
+                persons.push(*numbers.entry(cell.into()).or_insert(next));
+            } else if column == label {
                 let label = std::str::from_utf8(cell).ok().and_then(|text| text.parse().ok());
                 labels.push(
                     label.filter(|l: &u32| (*l as usize) < contract.n_classes).ok_or_else(
@@ -107,48 +134,60 @@ pub(crate) fn read(
     if labels.is_empty() {
         return Err(DataError::Empty { path: path.to_owned() });
     }
-    match cells {
+    let dataset = match cells {
         Cells::Bytes(bytes) => Dataset::from_bytes(contract, bytes, labels),
         Cells::Reals(reals) => Dataset::from_reals(contract, reals, labels),
-    }
+    }?;
+    if columns.person.is_some() { dataset.with_persons(persons) } else { Ok(dataset) }
 }
 
-/// Index of the label column; also checks the number of the others.
-fn find_label(
-    path: &Path,
-    label: &LabelColumn,
-    names: Option<&ByteRecord>,
-    n_columns: usize,
-    n_features: usize,
-) -> Result<usize, DataError> {
-    let (index, asked) = match label {
-        LabelColumn::Index(index) => {
-            (Some(*index).filter(|index| *index < n_columns), index.to_string())
+fn is_missing(cell: &[u8], missing: Option<&str>) -> bool {
+    missing.is_some_and(|text| text.trim().as_bytes() == cell)
+}
+
+impl Columns<'_> {
+    /// Where the columns are; also checks the number of the others.
+    fn find(
+        self,
+        path: &Path,
+        names: Option<&ByteRecord>,
+        n_columns: usize,
+        n_features: usize,
+    ) -> Result<Positions, DataError> {
+        let find = |role, column: &Column| {
+            let (index, asked) = match column {
+                Column::Index(index) => {
+                    (Some(*index).filter(|index| *index < n_columns), index.to_string())
+                }
+                Column::Name(name) => (
+                    names.and_then(|names| names.iter().position(|n| n == name.as_bytes())),
+                    format!("{name:?}"),
+                ),
+            };
+            index.ok_or_else(|| DataError::NoColumn {
+                path: path.to_owned(),
+                role,
+                column: asked,
+                n_columns,
+            })
+        };
+        let label = find("label", self.label)?;
+        let person = self.person.map(|column| find("person", column)).transpose()?;
+        if person == Some(label) {
+            return Err(DataError::OneColumnTwice { path: path.to_owned() });
         }
-        LabelColumn::Name(name) => (
-            names.and_then(|names| names.iter().position(|n| n == name.as_bytes())),
-            format!("{name:?}"),
-        ),
-    };
-    let index = index.ok_or_else(|| DataError::LabelColumn {
-        path: path.to_owned(),
-        label: asked,
-        n_columns,
-    })?;
-    if n_columns - 1 != n_features {
-        return Err(DataError::Columns {
-            path: path.to_owned(),
-            found: n_columns - 1,
-            expected: n_features,
-        });
+        let found = n_columns - 1 - usize::from(person.is_some());
+        if found != n_features {
+            return Err(DataError::Columns { path: path.to_owned(), found, expected: n_features });
+        }
+        Ok(Positions { label, person })
     }
-    Ok(index)
 }
 
 impl Cells {
     /// Parses one cell, or says why it cannot; never repeats the cell.
     fn push(&mut self, cell: &[u8], missing: Option<&str>) -> Result<(), &'static str> {
-        let is_missing = missing.is_some_and(|text| text.trim().as_bytes() == cell);
+        let is_missing = is_missing(cell, missing);
         if !is_missing && cell.is_empty() {
             return Err("the cell is empty; fill it in, or set `missing = \"\"`");
         }

@@ -1,5 +1,8 @@
 //! Examples in memory, as compact as their files, and batches made from them.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+
 use crate::derived::{Derived, from_bfloat16};
 use crate::{Contract, DataError, Normalise};
 
@@ -18,6 +21,8 @@ pub(crate) enum Features {
 pub struct Dataset {
     features: Features,
     labels: Vec<u32>,
+    /// Whose row it is, numbered from 0 without a gap.
+    persons: Option<Vec<u32>>,
     shape: Vec<usize>,
     n_features: usize,
     n_classes: usize,
@@ -91,6 +96,7 @@ impl Dataset {
         Ok(Self {
             features,
             labels,
+            persons: None,
             shape: contract.shape.clone(),
             n_features,
             n_classes: contract.n_classes,
@@ -103,6 +109,7 @@ impl Dataset {
         Self {
             features,
             labels: self.labels.clone(),
+            persons: self.persons.clone(),
             shape: shape.to_vec(),
             n_features: shape.iter().product(),
             n_classes: self.n_classes,
@@ -138,6 +145,45 @@ impl Dataset {
     #[must_use]
     pub fn labels(&self) -> &[u32] {
         &self.labels
+    }
+
+    /// These examples with the person of each: `persons` is `[n]`, any numbers.
+    ///
+    /// # Errors
+    /// [`DataError::Contract`] unless there are as many numbers as examples.
+    pub fn with_persons(self, persons: Vec<u32>) -> Result<Self, DataError> {
+        if persons.len() != self.labels.len() {
+            return Err(DataError::Contract { reason: "examples and persons differ in number" });
+        }
+        Ok(Self { persons: Some(renumbered(persons)), ..self })
+    }
+
+    /// The rows of each person, `[n_persons][n_rows]`, ascending; `None` if the data do not tell
+    /// persons apart.  Private.
+    #[must_use]
+    pub fn rows_by_person(&self) -> Option<Vec<Vec<usize>>> {
+        let persons = self.persons.as_ref()?;
+        let n_persons = persons.iter().max().map_or(0, |last| *last as usize + 1);
+        let mut rows = vec![Vec::new(); n_persons];
+        for (row, person) in persons.iter().enumerate() {
+            rows[*person as usize].push(row);
+        }
+        Some(rows)
+    }
+
+    /// The first `records_max` rows of each person, in the order of the file, which for one person
+    /// does not depend on any other; `None` if the data do not tell persons apart.
+    #[must_use]
+    pub fn capped_by_person(&self, records_max: u32) -> Option<Cow<'_, Self>> {
+        let mut rows = self.rows_by_person()?;
+        let cap = records_max as usize;
+        if rows.iter().all(|rows| rows.len() <= cap) {
+            return Some(Cow::Borrowed(self));
+        }
+        rows.iter_mut().for_each(|rows| rows.truncate(cap));
+        let mut kept = rows.concat();
+        kept.sort_unstable();
+        Some(Cow::Owned(self.subset(&kept)))
     }
 
     /// How many examples each class has, `[n_classes]`: private.
@@ -207,6 +253,10 @@ impl Dataset {
         Self {
             features,
             labels: indices.iter().map(|&index| self.labels[index]).collect(),
+            persons: self
+                .persons
+                .as_ref()
+                .map(|persons| renumbered(indices.iter().map(|&index| persons[index]))),
             shape: self.shape.clone(),
             n_features: self.n_features,
             n_classes: self.n_classes,
@@ -221,6 +271,18 @@ impl Dataset {
             Features::Halves(_) | Features::Reals(_) => None,
         }
     }
+}
+
+/// The same persons, numbered from 0 in the order of their first rows.
+fn renumbered(persons: impl IntoIterator<Item = u32>) -> Vec<u32> {
+    let mut numbers = HashMap::new();
+    persons
+        .into_iter()
+        .map(|person| {
+            let next = numbers.len() as u32;
+            *numbers.entry(person).or_insert(next)
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -267,6 +329,26 @@ mod tests {
         assert!(
             Dataset::from_reals(&contract(Scale::Real), vec![f32::INFINITY, 0.0], vec![0]).is_err()
         );
+    }
+
+    #[test]
+    fn persons_keep_their_first_rows_and_their_numbers_have_no_gap() {
+        let data = Dataset::from_bytes(&contract(Scale::Bytes), (0..12).collect(), vec![0; 6])
+            .unwrap()
+            .with_persons(vec![7, 3, 7, 7, 9, 3])
+            .unwrap();
+        assert_eq!(data.rows_by_person().unwrap(), [vec![0, 2, 3], vec![1, 5], vec![4]]);
+        assert!(matches!(data.capped_by_person(3).unwrap(), Cow::Borrowed(_)));
+        let capped = data.capped_by_person(2).unwrap();
+        assert_eq!(capped.bytes().unwrap(), [0, 1, 2, 3, 4, 5, 8, 9, 10, 11]);
+        assert_eq!(capped.rows_by_person().unwrap(), [vec![0, 2], vec![1, 4], vec![3]]);
+        assert_eq!(data.subset(&[4, 1]).rows_by_person().unwrap(), [[0], [1]]);
+        let empty = data.subset(&[]);
+        assert!(empty.rows_by_person().unwrap().is_empty());
+        assert!(empty.capped_by_person(1).unwrap().is_empty());
+        let no_ids = Dataset::from_bytes(&contract(Scale::Bytes), vec![1, 2], vec![0]).unwrap();
+        assert!(no_ids.rows_by_person().is_none() && no_ids.capped_by_person(1).is_none());
+        assert!(no_ids.with_persons(vec![]).is_err());
     }
 
     #[test]

@@ -102,13 +102,15 @@ pub enum DataError {
         /// Number of classes in the plan.
         n_classes: usize,
     },
-    /// No such label column.
-    #[error("{}: no label column {label}; the file has {n_columns} columns; set `label` to a name in the header or an index from 0", path.display())]
-    LabelColumn {
+    /// No such column of labels or persons.
+    #[error("{}: no {role} column {column}; the file has {n_columns} columns; set `{role}` to a name in the header or an index from 0", path.display())]
+    NoColumn {
         /// The file.
         path: PathBuf,
+        /// `label` or `person`.
+        role: &'static str,
         /// What the configuration asked for.
-        label: String,
+        column: String,
         /// Number of columns.
         n_columns: usize,
     },
@@ -125,7 +127,7 @@ pub enum DataError {
         expected: usize,
     },
     /// Another number of feature columns than the plan's shape holds.
-    #[error("{}: {found} columns besides the label, the plan's shape needs {expected}; remove or add columns", path.display())]
+    #[error("{}: {found} columns besides the label and the persons' ids, the plan's shape needs {expected}; remove or add columns", path.display())]
     Columns {
         /// The file.
         path: PathBuf,
@@ -145,6 +147,12 @@ pub enum DataError {
         column: usize,
         /// What does not fit, and what to do.
         reason: &'static str,
+    },
+    /// The label and the persons' ids in one column.
+    #[error("{}: `label` and `person` name the same column; name the one with the persons' ids", path.display())]
+    OneColumnTwice {
+        /// The file.
+        path: PathBuf,
     },
     /// A plan whose contract no data can meet.
     #[error(

@@ -19,7 +19,7 @@ mod partition;
 mod source;
 
 pub use contract::{Contract, Normalise, Scale};
-pub use csv_file::LabelColumn;
+pub use csv_file::Column;
 pub use dataset::{Batch, Dataset};
 pub use error::DataError;
 pub use idx::write_idx;

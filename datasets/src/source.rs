@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use flate2::read::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 
-use crate::{Contract, DataError, Dataset, LabelColumn, Scale, csv_file, idx};
+use crate::{Column, Contract, DataError, Dataset, Scale, csv_file, idx};
 
 /// First two bytes of a gzip file.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
@@ -23,13 +23,16 @@ pub enum Source {
         /// Unsigned bytes, `[n]`.
         labels: PathBuf,
     },
-    /// One table with a comma between cells, plain or gzip; every column but the label is a
-    /// feature, in the order of the file.
+    /// One table with a comma between cells, plain or gzip; every column but the label and the
+    /// persons' ids is a feature, in the order of the file.
     Csv {
         /// The table.
         path: PathBuf,
         /// Which column is the label.
-        label: LabelColumn,
+        label: Column,
+        /// Which column tells whose row it is, in any text; absent: the table does not tell.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        person: Option<Column>,
         /// Whether the first row holds names.
         header: bool,
         /// Text of a missing value, such as `"NA"` or `""`; absent: a missing value is an error.
@@ -57,8 +60,9 @@ impl Source {
             Self::Idx { images, labels } => {
                 idx::read(&base_dir.join(images), &base_dir.join(labels), contract)
             }
-            Self::Csv { path, label, header, missing } => {
-                csv_file::read(&base_dir.join(path), label, *header, missing.as_deref(), contract)
+            Self::Csv { path, label, person, header, missing } => {
+                let columns = csv_file::Columns { label, person: person.as_ref() };
+                csv_file::read(&base_dir.join(path), columns, *header, missing.as_deref(), contract)
             }
         }
     }
@@ -131,7 +135,8 @@ mod tests {
                 .unwrap();
         let expected = Source::Csv {
             path: "a.csv".into(),
-            label: LabelColumn::Name("class".into()),
+            label: Column::Name("class".into()),
+            person: None,
             header: true,
             missing: None,
         };

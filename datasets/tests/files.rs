@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use comity_datasets::{Contract, DataError, LabelColumn, Normalise, Scale, Source, write_idx};
+use comity_datasets::{Column, Contract, DataError, Normalise, Scale, Source, write_idx};
 use flate2::{Compression, write::GzEncoder};
 
 /// A value that stands only in rows, so that its presence in an error is a leak.
@@ -44,7 +44,7 @@ fn load_idx(images_file: &[u8], labels_file: &[u8]) -> Result<comity_datasets::D
 
 fn load_csv(
     text: &[u8],
-    label: LabelColumn,
+    label: Column,
     header: bool,
     missing: Option<&str>,
     scale: Scale,
@@ -52,7 +52,8 @@ fn load_csv(
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("t.csv"), text).unwrap();
     let missing = missing.map(str::to_owned);
-    Source::Csv { path: "t.csv".into(), label, header, missing }.load(dir.path(), &table(scale))
+    Source::Csv { path: "t.csv".into(), label, person: None, header, missing }
+        .load(dir.path(), &table(scale))
 }
 
 #[test]
@@ -82,7 +83,7 @@ fn written_idx_files_read_back_the_same() {
 #[test]
 fn real_numbers_and_empty_data_are_not_written_as_idx() {
     let dir = tempfile::tempdir().unwrap();
-    let reals = load_csv(b"1,2,0\n", LabelColumn::Index(2), false, None, Scale::Real).unwrap();
+    let reals = load_csv(b"1,2,0\n", Column::Index(2), false, None, Scale::Real).unwrap();
     assert!(matches!(write_idx(dir.path(), &reals), Err(DataError::Scale { .. })));
     assert!(matches!(write_idx(dir.path(), &reals.subset(&[])), Err(DataError::Empty { .. })));
 }
@@ -149,7 +150,7 @@ fn a_contract_that_does_not_suit_the_file_is_refused() {
 
 #[test]
 fn csv_tables_are_read() {
-    let name = || LabelColumn::Name("y".into());
+    let name = || Column::Name("y".into());
     let data = load_csv(
         b"\xef\xbb\xbfy,a,b\r\n2, 0.5,-1e3\r\n0,\"1\",2\r\n",
         name(),
@@ -163,13 +164,43 @@ fn csv_tables_are_read() {
     assert_eq!(batch.labels, [2, 0]);
 
     let data =
-        load_csv(&gzip(b"0,255,1\n51,0,2"), LabelColumn::Index(2), false, None, Scale::Bytes)
-            .unwrap();
+        load_csv(&gzip(b"0,255,1\n51,0,2"), Column::Index(2), false, None, Scale::Bytes).unwrap();
     assert_eq!(data.batch(&[1], Normalise::IDENTITY).features, [0.2, 0.0]);
 
-    let missing = load_csv(b"NA,1,0\n", LabelColumn::Index(2), false, Some("NA"), Scale::Real);
+    let missing = load_csv(b"NA,1,0\n", Column::Index(2), false, Some("NA"), Scale::Real);
     let batch = missing.unwrap().batch(&[0], Normalise { mean: 3.0, std: 1.0 });
     assert_eq!(batch.features, [0.0, -2.0]);
+}
+
+#[test]
+fn the_persons_of_a_table_are_told_apart_by_any_text() {
+    let load = |text: &str, label: &str, person: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("t.csv"), text).unwrap();
+        Source::Csv {
+            path: "t.csv".into(),
+            label: Column::Name(label.into()),
+            person: Some(Column::Name(person.into())),
+            header: true,
+            missing: Some("NA".into()),
+        }
+        .load(dir.path(), &table(Scale::Real))
+    };
+    let rows = "a,who,b,y\n1,Ada,2,0\n3,07,4,1\n5,Ada,NA,2\n6,7,6,0\n";
+    let data = load(rows, "y", "who").unwrap();
+    assert_eq!(data.rows_by_person().unwrap(), [vec![0, 2], vec![1], vec![3]]);
+    assert_eq!(data.batch(&[2], Normalise::IDENTITY).features, [5.0, 0.0]);
+    for (text, label, person, expected) in [
+        (rows, "y", "whom", "no person column \"whom\""),
+        (rows, "y", "y", "the same column"),
+        ("a,who,y\n1,Ada,0\n", "y", "who", "1 columns besides"),
+        ("a,who,b,y\n1,,2,0\n", "y", "who", "without its person's id"),
+        ("a,who,b,y\n1,NA,2,0\n", "y", "who", "without its person's id"),
+    ] {
+        let error = load(text, label, person).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains("t.csv"), "{error}");
+        assert!(!error.contains("Ada"), "{error}");
+    }
 }
 
 #[test]
@@ -177,10 +208,10 @@ fn bad_csv_tables_are_refused_with_the_reason_and_without_the_row() {
     let secret_row = format!("{SECRET},1,0\n{SECRET}x,{SECRET},1\n");
     let secret_label = format!("1,1,{SECRET}\n");
     let secret_byte = format!("1,{SECRET},0\n");
-    let index = |i| LabelColumn::Index(i);
-    let name = |n: &str| LabelColumn::Name(n.into());
+    let index = |i| Column::Index(i);
+    let name = |n: &str| Column::Name(n.into());
     let real = Scale::Real;
-    type Row<'a> = (&'a str, &'a [u8], LabelColumn, bool, Option<&'a str>, Scale, &'a str);
+    type Row<'a> = (&'a str, &'a [u8], Column, bool, Option<&'a str>, Scale, &'a str);
     let table: Vec<Row<'_>> = vec![
         ("empty", b"", index(2), false, None, real, "holds no rows"),
         ("empty with header", b"", name("y"), true, None, real, "holds no rows"),

@@ -31,8 +31,8 @@ pub use model::{Layer, Manifest, ModelSpec, TensorSpec};
 pub use parameters::Parameters;
 pub use participant::{Participant, ParticipantEffect, ParticipantEvent, Task};
 pub use plan::{
-    Aggregation, CohortPlan, DataContract, DpMetrics, NamedClient, Normalise, Optimizer, Plan,
-    PrivacyTerms, Strategy, Training, WeightRule,
+    Aggregation, Analytics, CohortPlan, DataContract, DpMetrics, NamedClient, Normalise, Optimizer,
+    Plan, PrivacyTerms, Strategy, Training, WeightRule,
 };
 pub use policy::{Policy, PolicyRefusal};
 pub use report::{

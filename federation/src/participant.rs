@@ -21,7 +21,7 @@ use crate::{Contribution, ModelDigest, PlanDigest, Rejection, RunId, Time};
 pub struct Task {
     /// For which run.
     pub run: RunId,
-    /// Counted from 1.
+    /// Counted from 1; 0 asks for statistics.
     pub round: u32,
     /// Under which plan.
     pub plan: PlanDigest,
@@ -315,6 +315,7 @@ mod tests {
             update: UpdateDigest([5; 32]),
             n_parameters: 3,
             n_correct: None,
+            loss_sum: None,
         }
     }
 

@@ -3,12 +3,18 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use comity_privacy::{Budget, PrivacyPlan, PrivacyRequest, PrivacyUnit, Relation};
+use comity_privacy::{
+    AnalyticsRequest, Budget, Estimate, LossRequest, PrivacyPlan, PrivacyRequest, PrivacyUnit,
+    Query, Relation,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::accumulator::WEIGHT_TOTAL_MAX;
 use crate::{ClientId, FixedPoint, Manifest, ModelSpec, PlanDigest, PlanError};
 
+/// The tensor of means with which a model begins that standardises features; the one of standard
+/// deviations follows it.
+pub(crate) const STANDARDISE_MEAN: &str = "layers.0.mean";
 /// Most rounds in a run.
 const ROUNDS_MAX: u32 = 100_000;
 /// Most clients in a plan.
@@ -36,6 +42,9 @@ pub struct Plan {
     pub training: Training,
     /// What protects the people in the data.
     pub privacy: PrivacyTerms,
+    /// What is asked of the data once, before training; absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub analytics: Option<Analytics>,
     /// Who takes part, and how many must.
     pub cohort: CohortPlan,
     /// The server's step.
@@ -70,7 +79,7 @@ pub struct Normalise {
 pub struct Training {
     /// The local step.
     pub optimizer: Optimizer,
-    /// Batch size; under DP the expected size of a Poisson batch.
+    /// Batch size; under DP the expected number of privacy units in a Poisson batch.
     pub batch: u32,
     /// Passes over the data a round; under DP in expectation.
     pub local_epochs: u32,
@@ -143,12 +152,27 @@ pub enum PrivacyTerms {
     },
 }
 
-/// Metrics that leave a client with noise.
+/// Metrics of the round's model on a client's own records, which leave it with noise.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DpMetrics {
-    /// zCDP cost a round of the number of own records that the round's model gets right.
-    pub accuracy_rho_per_round: f64,
+    /// zCDP cost a round of the number of own records that the round's model gets right; absent: it
+    /// does not leave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy_rho_per_round: Option<f64>,
+    /// The sum of the records' losses; absent: it does not leave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<LossRequest>,
+}
+
+/// Statistics that every client releases with noise before the first round, paid from the run's budget.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Analytics {
+    /// zCDP cost of all queries together.
+    pub rho: f64,
+    /// What is asked, of features as the plan's constants normalise them.
+    pub queries: Vec<Query>,
 }
 
 /// Who takes part, and how many must.
@@ -187,8 +211,13 @@ pub enum WeightRule {
 pub struct NamedClient {
     /// Such as `KR/seoul-lab`.
     pub id: ClientId,
-    /// Number of records that the institution declares in public, rounded; sets the sampling rate.
+    /// Number of records that the institution declares in public, rounded; sets the sampling rate
+    /// where records are protected.
     pub records: u64,
+    /// Number of persons that the institution declares in public, rounded; sets the sampling rate
+    /// where persons are protected, and is needed only then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persons: Option<u64>,
 }
 
 /// The server's step.
@@ -271,10 +300,29 @@ impl Plan {
         }
     }
 
-    /// Local steps a round of a client with that many declared records.
+    /// The privacy unit; `None` where the plan trains without DP.
     #[must_use]
-    pub fn steps_per_round(&self, records: u64) -> u32 {
-        let steps = (records * u64::from(self.training.local_epochs))
+    pub fn unit(&self) -> Option<PrivacyUnit> {
+        match &self.privacy {
+            PrivacyTerms::None => None,
+            PrivacyTerms::DpSgd { unit, .. } => Some(*unit),
+        }
+    }
+
+    /// How many privacy units `client` declares: persons where they are protected, else records.
+    #[must_use]
+    pub fn units_declared(&self, client: &NamedClient) -> u64 {
+        match self.unit() {
+            Some(PrivacyUnit::Person { .. }) => client.persons.unwrap_or(client.records),
+            _ => client.records,
+        }
+    }
+
+    /// Local steps a round of `client`: its declared privacy units come up `local_epochs` times, in
+    /// expectation.
+    #[must_use]
+    pub fn steps_per_round(&self, client: &NamedClient) -> u32 {
+        let steps = (self.units_declared(client) * u64::from(self.training.local_epochs))
             .div_ceil(u64::from(self.training.batch));
         u32::try_from(steps.max(1)).unwrap_or(u32::MAX)
     }
@@ -311,14 +359,75 @@ impl Plan {
             unit: *unit,
             relation: Relation::AddOrRemoveOne,
             budget: Budget::new(*epsilon, *delta).map_err(|e| fail(e.to_string()))?,
-            units_declared: client.records,
+            units_declared: self.units_declared(client),
             batch_expected: self.training.batch,
-            steps_per_round: self.steps_per_round(client.records),
+            steps_per_round: self.steps_per_round(client),
             rounds: self.rounds,
             clip_norm_l2: *clip_norm_l2,
             n_parameters: self.manifest()?.n_parameters() as u64,
-            metrics_rho_per_round: metrics.map_or(0.0, |m| m.accuracy_rho_per_round),
+            metrics_rho_per_round: metrics.and_then(|m| m.accuracy_rho_per_round).unwrap_or(0.0),
+            loss: metrics.and_then(|m| m.loss),
+            analytics: self.analytics_request(),
         }))
+    }
+
+    /// What is asked before the first round, if anything: the same of every client.
+    #[must_use]
+    pub fn analytics_request(&self) -> Option<AnalyticsRequest> {
+        let analytics = self.analytics.as_ref()?;
+        let records_max = self.cohort.clients.iter().map(|c| c.records).max().unwrap_or(1);
+        // A client's sums stay below 2^29 at its declared number of records: four times that, and
+        // their noise, fit the 32 bits in which they travel.
+        let bits = 29u32.saturating_sub(records_max.next_power_of_two().ilog2()).clamp(2, 16);
+        Some(AnalyticsRequest {
+            rho: analytics.rho,
+            queries: analytics.queries.clone(),
+            n_channels: self.data.shape.first().copied().unwrap_or(0) as u64,
+            n_classes: self.data.classes as u64,
+            bits,
+        })
+    }
+
+    /// The round that a run begins with: 0 where statistics are released first, else 1.
+    #[must_use]
+    pub fn first_round(&self) -> u32 {
+        u32::from(self.analytics.is_none())
+    }
+
+    /// What the noisy `sums`, `[n_values]`, of all clients together say.
+    ///
+    /// # Errors
+    /// [`PlanError::Invalid`] if the plan asks for nothing, or for another number of values.
+    pub fn estimates(&self, sums: &[i64]) -> Result<Vec<Estimate>, PlanError> {
+        let invalid = |reason: String| PlanError::invalid("analytics", reason);
+        let request =
+            self.analytics_request().ok_or_else(|| invalid("nothing was asked".to_owned()))?;
+        request.estimate(sums).map_err(|e| invalid(e.to_string()))
+    }
+
+    /// What the noisy `sums` of all clients change in the first model: values of its parameters from an
+    /// index on; `None` if the model does not begin by standardising features.
+    ///
+    /// # Errors
+    /// As [`estimates`](Self::estimates).
+    pub fn standardisation(&self, sums: &[i64]) -> Result<Option<(usize, Vec<f32>)>, PlanError> {
+        let estimates = self.estimates(sums)?;
+        let manifest = self.manifest()?;
+        let mut start = 0;
+        for tensor in &manifest.tensors {
+            if tensor.name == STANDARDISE_MEAN {
+                let moments = estimates.iter().find_map(|estimate| match estimate {
+                    Estimate::Moments { mean, std } => Some((mean, std)),
+                    _ => None,
+                });
+                return Ok(moments.map(|(mean, std)| {
+                    let values = mean.iter().chain(std).map(|value| *value as f32);
+                    (start, values.collect())
+                }));
+            }
+            start += tensor.n_elements();
+        }
+        Ok(None)
     }
 
     /// Checks every key; the calibration of privacy is left to [`privacy_plan`](Self::privacy_plan).
@@ -413,20 +522,62 @@ impl Plan {
             "the declared records of all clients together pass 2^32; use weights = \"uniform\"",
         )?;
 
-        if let PrivacyTerms::DpSgd { epsilon, delta, clip_norm_l2, metrics, .. } = &self.privacy {
+        if let PrivacyTerms::DpSgd { unit, epsilon, delta, clip_norm_l2, metrics } = &self.privacy {
+            if let PrivacyUnit::Person { records_max } = unit {
+                check(
+                    (1..=training.microbatch).contains(records_max),
+                    "privacy.unit.person.records_max",
+                    "use 1 to training.microbatch: a person's records are differentiated together",
+                )?;
+                check(
+                    cohort.clients.iter().all(|c| {
+                        c.persons.is_some_and(|persons| (1..=c.records).contains(&persons))
+                    }),
+                    "cohort.clients.persons",
+                    "where persons are protected each client declares 1 to its number of records",
+                )?;
+            }
             Budget::new(*epsilon, *delta)
                 .map_err(|e| PlanError::invalid("privacy", e.to_string()))?;
             check(positive(*clip_norm_l2), "privacy.clip_norm_l2", "use a positive number")?;
             check(
-                metrics.is_none_or(|m| positive(m.accuracy_rho_per_round)),
+                metrics.is_none_or(|m| m.accuracy_rho_per_round.is_none_or(positive)),
                 "privacy.metrics.accuracy_rho_per_round",
-                "use a positive number, or leave privacy.metrics out",
+                "use a positive number, or leave it out",
             )?;
             check(
-                cohort.clients.iter().all(|c| u64::from(training.batch) <= c.records),
-                "training.batch",
-                "a client declares fewer records than the expected batch: lower the batch",
+                metrics.is_none_or(|m| {
+                    m.loss.is_none_or(|l| {
+                        positive(l.rho_per_round) && (1e-3..=1e4).contains(&l.upper)
+                    })
+                }),
+                "privacy.metrics.loss",
+                "rho_per_round must be positive and upper 0.001 to 10000, or leave it out",
             )?;
+            check(
+                metrics.is_none_or(|m| m.accuracy_rho_per_round.is_some() || m.loss.is_some()),
+                "privacy.metrics",
+                "name a metric, or leave privacy.metrics out",
+            )?;
+            check(
+                cohort.clients.iter().all(|c| u64::from(training.batch) <= self.units_declared(c)),
+                "training.batch",
+                "a client declares fewer records or persons than the expected batch: lower it",
+            )?;
+        }
+
+        if let Some(request) = self.analytics_request() {
+            check(
+                self.unit().is_some(),
+                "analytics",
+                "statistics leave only under differential privacy: use privacy.mode = \"dp_sgd\"",
+            )?;
+            check(
+                cohort.clients.iter().all(|c| c.records <= 1 << 26),
+                "cohort.clients.records",
+                "statistics are asked of at most 2^26 records a client",
+            )?;
+            request.validate().map_err(|e| PlanError::invalid("analytics", e.to_string()))?;
         }
 
         check(
@@ -526,6 +677,67 @@ fixed_point_bits = 22
     }
 
     #[test]
+    fn persons_are_declared_where_they_are_protected() {
+        let persons = SAMPLE
+            .replace("unit = \"record\"", "unit = { person = { records_max = 8 } }")
+            .replace("records = 1000 }", "records = 1000, persons = 200 }")
+            .replace("records = 500 }", "records = 500, persons = 100 }");
+        let plan = Plan::from_toml(&persons).unwrap();
+        let client = &plan.cohort.clients[0];
+        assert_eq!((plan.units_declared(client), plan.steps_per_round(client)), (200, 20));
+        assert_eq!(plan.weight(client), 1000);
+        let request = plan.privacy_request(client).unwrap().unwrap();
+        assert_eq!(request.units_declared, 200);
+        assert_eq!(request.unit, PrivacyUnit::Person { records_max: 8 });
+        assert_eq!(Plan::from_json(&plan.to_json()).unwrap(), plan);
+        for (from, to, expected) in [
+            (", persons = 200", "", "cohort.clients.persons"),
+            ("persons = 200", "persons = 0", "cohort.clients.persons"),
+            ("persons = 200", "persons = 1001", "cohort.clients.persons"),
+            ("persons = 200", "persons = 9", "training.batch"),
+            ("records_max = 8", "records_max = 0", "records_max"),
+            ("records_max = 8", "records_max = 9", "records_max"),
+            ("records_max = 8", "records_max = 8, x = 1", "x"),
+        ] {
+            assert!(persons.contains(from), "{from}");
+            let error = Plan::from_toml(&persons.replacen(from, to, 1)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{from} -> {to}: {error}");
+        }
+        // The sample without persons declares records, and its digest is unchanged by the new key.
+        assert!(!String::from_utf8(sample().to_json()).unwrap().contains("persons"));
+    }
+
+    #[test]
+    fn what_is_asked_before_training_is_checked_and_paid_for() {
+        let analytics = "[analytics]\nrho = 0.01\nqueries = [{ type = \"count\" }, \
+                         { type = \"moments\", lower = -1.0, upper = 1.0 }]\n[cohort]";
+        let text = SAMPLE.replace("[cohort]", analytics);
+        let plan = Plan::from_toml(&text).unwrap();
+        let request = plan.analytics_request().unwrap();
+        assert_eq!((plan.first_round(), request.n_values()), (0, 1 + 9));
+        assert_eq!((request.n_channels, request.n_classes, request.bits), (4, 3, 16));
+        let asked = plan.privacy_request(&plan.cohort.clients[0]).unwrap().unwrap();
+        assert_eq!(asked.analytics, Some(request));
+        assert_eq!(Plan::from_json(&plan.to_json()).unwrap(), plan);
+        assert_eq!(plan.estimates(&[0; 10]).unwrap().len(), 2);
+        assert!(plan.estimates(&[0; 9]).is_err() && sample().estimates(&[]).is_err());
+        assert_eq!((sample().first_round(), sample().analytics_request()), (1, None));
+        for (from, to, expected) in [
+            ("rho = 0.01", "rho = 0.0", "analytics"),
+            ("upper = 1.0", "upper = -1.0", "analytics"),
+            ("type = \"count\"", "type = \"rows\"", "rows"),
+            ("records = 1000", "records = 100000000", "2^26"),
+        ] {
+            assert!(text.contains(from), "{from}");
+            let error = Plan::from_toml(&text.replacen(from, to, 1)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{from} -> {to}: {error}");
+        }
+        let terms = &text[text.find("mode =").unwrap()..text.find("[analytics]").unwrap()];
+        let open = Plan::from_toml(&text.replace(terms, "mode = \"none\"\n")).unwrap_err();
+        assert!(open.to_string().contains("only under differential privacy"), "{open}");
+    }
+
+    #[test]
     fn an_impossible_privacy_target_names_the_client() {
         let mut plan = sample();
         plan.privacy = PrivacyTerms::DpSgd {
@@ -533,7 +745,7 @@ fixed_point_bits = 22
             epsilon: 0.01,
             delta: 1e-5,
             clip_norm_l2: 1.0,
-            metrics: Some(DpMetrics { accuracy_rho_per_round: 10.0 }),
+            metrics: Some(DpMetrics { accuracy_rho_per_round: Some(10.0), loss: None }),
         };
         let error = plan.privacy_plan(&plan.cohort.clients[1]).unwrap_err().to_string();
         assert!(error.contains("JP/b"), "{error}");

@@ -1,6 +1,6 @@
 //! What a client's institution allows.  The plan proposes, the institution disposes.
 
-use comity_privacy::Budget;
+use comity_privacy::{Budget, PrivacyUnit};
 
 use crate::{ClientId, Plan, PrivacyTerms};
 
@@ -13,6 +13,8 @@ pub struct Policy {
     pub without_dp_allowed: bool,
     /// The number of records that the institution has made public.
     pub records_declared: u64,
+    /// The number of persons that the institution has made public, if it has.
+    pub persons_declared: Option<u64>,
 }
 
 /// Why a client declines a plan; it travels to the operator.
@@ -32,6 +34,20 @@ pub enum PolicyRefusal {
         planned: u64,
         /// In the institution's configuration.
         declared: u64,
+    },
+    /// The plan protects persons and says another number of them.
+    #[error(
+        "the plan declares {planned} persons for {client}, the institution {}; correct \
+         cohort.clients, or data.persons at the institution",
+        declared.map_or("none".to_owned(), |n| n.to_string())
+    )]
+    Persons {
+        /// Who.
+        client: ClientId,
+        /// In the plan.
+        planned: u64,
+        /// In the institution's configuration.
+        declared: Option<u64>,
     },
     /// The plan trains without differential privacy.
     #[error("the plan trains without differential privacy, which this institution does not allow")]
@@ -71,6 +87,15 @@ impl Policy {
                 declared: self.records_declared,
             });
         }
+        if let Some(PrivacyUnit::Person { .. }) = plan.unit()
+            && self.persons_declared != Some(plan.units_declared(named))
+        {
+            return Err(PolicyRefusal::Persons {
+                client: client.clone(),
+                planned: plan.units_declared(named),
+                declared: self.persons_declared,
+            });
+        }
         match (&plan.privacy, &self.budget) {
             (PrivacyTerms::None, _) if self.without_dp_allowed => Ok(()),
             (PrivacyTerms::None, _) => Err(PolicyRefusal::WithoutDp),
@@ -103,11 +128,24 @@ mod tests {
             budget: Some(Budget::new(8.0, 1e-5).unwrap()),
             without_dp_allowed: false,
             records_declared: 1000,
+            persons_declared: None,
         };
         assert_eq!(policy.review(&plan, &client), Ok(()));
         policy.records_declared = 900;
         assert!(matches!(policy.review(&plan, &client), Err(PolicyRefusal::Records { .. })));
         policy.records_declared = 1000;
+        let mut persons = plan.clone();
+        persons.cohort.clients[0].persons = Some(300);
+        if let PrivacyTerms::DpSgd { unit, .. } = &mut persons.privacy {
+            *unit = PrivacyUnit::Person { records_max: 4 };
+        }
+        for declared in [None, Some(299)] {
+            policy.persons_declared = declared;
+            let error = policy.review(&persons, &client).unwrap_err();
+            assert!(matches!(error, PolicyRefusal::Persons { .. }), "{error}");
+        }
+        policy.persons_declared = Some(300);
+        assert_eq!(policy.review(&persons, &client), Ok(()));
         policy.budget = Some(Budget::new(7.9, 1e-5).unwrap());
         assert!(matches!(policy.review(&plan, &client), Err(PolicyRefusal::Budget { .. })));
         policy.budget = None;

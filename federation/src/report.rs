@@ -1,5 +1,6 @@
 //! What a run looks like from outside: for `run show`, `run list`, dashboards and reports.
 
+use comity_privacy::Estimate;
 use serde::{Deserialize, Serialize};
 
 use crate::{ClientId, ModelDigest, PlanDigest, RunId, Time, UpdateDigest};
@@ -89,6 +90,9 @@ pub struct ContributionReport {
     /// Released (noisy) number of the client's own records that the round's starting model
     /// classifies correctly; local DP, paid from the client's budget.
     pub n_correct: Option<i64>,
+    /// Released (noisy) sum of those records' losses, in units of 2^-10 nats.
+    #[serde(default)]
+    pub loss_sum: Option<i64>,
     /// When it was accepted.
     pub at: Time,
 }
@@ -96,7 +100,7 @@ pub struct ContributionReport {
 /// One round.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoundReport {
-    /// Counted from 1.
+    /// Counted from 1; 0 released statistics before training.
     pub round: u32,
     /// When its clients were invited.
     pub opened: Time,
@@ -115,7 +119,7 @@ pub struct RoundReport {
 }
 
 /// A whole run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunReport {
     /// Which run.
     pub run: RunId,
@@ -141,4 +145,8 @@ pub struct RunReport {
     pub clients: Vec<ClientReport>,
     /// The rounds so far, oldest first.
     pub history: Vec<RoundReport>,
+    /// What the clients' statistics say together, in the order of the plan's queries; noisy, each
+    /// client's by itself (local DP).
+    #[serde(default)]
+    pub statistics: Option<Vec<Estimate>>,
 }

@@ -10,6 +10,10 @@
 //!   Aborted ◄──── abort, or deadline without quorum ────────── Aggregating ──► Finished
 //! ```
 //!
+//! Where the plan asks for statistics, round 0 comes before round 1: it has the same phases, its
+//! contributions are statistics instead of a model's change, and its model is the first one with what
+//! the statistics say of the features.
+//!
 //! * **Gathering** publishes the plan; a client checks in or declines.
 //! * **Training** has a cohort, each member of which contributes, withdraws, or is late.
 //! * **Aggregating** waits for the driver to fold the contributions into the next model.
@@ -73,6 +77,9 @@ pub enum Event {
         round: u32,
         /// The new model.
         model: ModelDigest,
+        /// In round 0, the sums of the clients' noisy statistics, `[n_values]`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        statistics: Option<Vec<i64>>,
     },
     /// The operator orders something.
     Ordered {
@@ -175,13 +182,15 @@ pub struct Run {
     plan: Plan,
     plan_digest: PlanDigest,
     n_parameters: u64,
+    /// The sums of the statistics that were released before training.
+    statistics: Option<Vec<i64>>,
     started: Time,
     phase: Phase,
     /// The model that the open round starts from, or the last one.
     model: ModelDigest,
     present: BTreeSet<ClientId>,
     declined: BTreeMap<ClientId, String>,
-    /// Round `i` lies at `i - 1`; the last one may be open.
+    /// Begins with the plan's first round; the last one may be open.
     history: Vec<RoundReport>,
 }
 
@@ -199,6 +208,7 @@ impl Run {
             plan_digest: plan.digest(),
             plan,
             n_parameters,
+            statistics: None,
             started,
             phase: Phase::Gathering { closes },
             model: start,
@@ -253,7 +263,9 @@ impl Run {
             Event::Declined { client, reason } => self.decline(client, reason, now),
             Event::Submitted { client, contribution } => self.submit(client, contribution, now),
             Event::Withdrew { client, round, reason } => self.withdraw(client, round, reason, now),
-            Event::Aggregated { round, model } => self.aggregated(round, model, now),
+            Event::Aggregated { round, model, statistics } => {
+                self.aggregated(round, model, statistics, now)
+            }
             Event::Ordered { command: Command::Abort { reason } } => {
                 Ok(self.end(Outcome::Aborted(cut(reason)), now))
             }
@@ -309,13 +321,15 @@ impl Run {
             return Ok(Vec::new());
         }
         let named = self.plan.client(&client).expect("`admit` checked that the plan names it");
-        let weight = self.plan.weight(named);
+        // Statistics are sums, not means: everybody's count once.
+        let weight = if contribution.round == 0 { 1 } else { self.plan.weight(named) };
         if let Phase::Training { cohort, .. } = &mut self.phase {
             let report = ContributionReport {
                 weight,
                 bytes: contribution.delta_bytes(),
                 update: contribution.update,
                 n_correct: contribution.n_correct,
+                loss_sum: contribution.loss_sum,
                 at: now,
                 client: client.clone(),
             };
@@ -337,14 +351,17 @@ impl Run {
         self.named(client)?;
         self.same_plan(contribution.plan)?;
         // The same update again, after a lost reply, is a success, even when its round is over.
-        let earlier = contribution.round.checked_sub(1).and_then(|i| self.history.get(i as usize));
+        let earlier = contribution
+            .round
+            .checked_sub(self.plan.first_round())
+            .and_then(|i| self.history.get(i as usize));
         if earlier.is_some_and(|round| {
             let mut known = round.contributions.iter();
             known.any(|c| c.client == *client && c.update == contribution.update)
         }) {
             return Ok(Admission::AlreadyHere);
         }
-        let open = self.history.len() as u32;
+        let open = self.last_round();
         let cohort = match &self.phase {
             Phase::Training { cohort, .. } if contribution.round == open => cohort,
             Phase::Ended { outcome, .. } => return Err(outcome.rejection()),
@@ -356,11 +373,12 @@ impl Run {
         if contribution.base != self.model {
             return Err(Rejection::OtherBase { expected: self.model, got: contribution.base });
         }
-        if contribution.n_parameters != self.n_parameters {
-            return Err(Rejection::WrongSize {
-                expected: self.n_parameters,
-                got: contribution.n_parameters,
-            });
+        let expected = match self.plan.analytics_request() {
+            Some(request) if open == 0 => request.n_values(),
+            _ => self.n_parameters,
+        };
+        if contribution.n_parameters != expected {
+            return Err(Rejection::WrongSize { expected, got: contribution.n_parameters });
         }
         match progress {
             Progress::Contributed(first) if first.update == contribution.update => {
@@ -379,7 +397,7 @@ impl Run {
         now: Time,
     ) -> Result<Vec<Effect>, Rejection> {
         self.named(&client)?;
-        let open = self.history.len() as u32;
+        let open = self.last_round();
         let Phase::Training { cohort, .. } = &mut self.phase else {
             return Err(Rejection::RoundNotOpen { got: round, open });
         };
@@ -402,11 +420,20 @@ impl Run {
         &mut self,
         round: u32,
         model: ModelDigest,
+        statistics: Option<Vec<i64>>,
         now: Time,
     ) -> Result<Vec<Effect>, Rejection> {
-        if self.phase != Phase::Aggregating || round as usize != self.history.len() {
+        if self.phase != Phase::Aggregating || round != self.last_round() {
             return Err(Rejection::OutOfPlace("no such round waits for its model"));
         }
+        let fits = match &statistics {
+            Some(sums) => round == 0 && self.plan.estimates(sums).is_ok(),
+            None => round != 0,
+        };
+        if !fits {
+            return Err(Rejection::OutOfPlace("round 0, and no other, ends in statistics"));
+        }
+        self.statistics = statistics.or(self.statistics.take());
         self.model = model;
         let record = self.history.last_mut().expect("a round is being aggregated");
         record.model = Some(model);
@@ -490,7 +517,7 @@ impl Run {
                 .end(Outcome::Aborted(format!("too few clients are left: {lacking}")), now)
                 .split_off(1);
         }
-        let round = self.history.len() as u32 + 1;
+        let round = self.plan.first_round() + self.history.len() as u32;
         let cohort: Vec<ClientId> = self.present.iter().cloned().collect();
         let closes = now.after(self.plan.cohort.round_deadline);
         self.history.push(RoundReport {
@@ -508,6 +535,14 @@ impl Run {
             closes,
         };
         vec![Effect::Invite { round, cohort, model: self.model, closes }]
+    }
+
+    /// The open round, or the last one; 0 before the first.
+    fn last_round(&self) -> u32 {
+        match self.history.len() as u32 {
+            0 => 0,
+            n_rounds => self.plan.first_round() + n_rounds - 1,
+        }
     }
 
     fn end(&mut self, outcome: Outcome, now: Time) -> Vec<Effect> {
@@ -646,7 +681,7 @@ impl Run {
             plan: self.plan_digest,
             status,
             reason,
-            round: self.history.len() as u32,
+            round: self.last_round(),
             rounds: self.plan.rounds,
             started: self.started,
             ended,
@@ -669,6 +704,10 @@ impl Run {
                 })
                 .collect(),
             history,
+            statistics: self
+                .statistics
+                .as_ref()
+                .map(|sums| self.plan.estimates(sums).expect("they were checked when they came")),
         }
     }
 }

@@ -35,7 +35,7 @@ impl Delta {
 pub struct Update {
     /// For which run.
     pub run: RunId,
-    /// For which round, counted from 1.
+    /// For which round, counted from 1; 0 for statistics before training.
     pub round: u32,
     /// Under which plan.
     pub plan: PlanDigest,
@@ -48,10 +48,12 @@ pub struct Update {
 /// What leaves through the door in one round.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoundOutput {
-    /// The model's change.
+    /// The model's change, or in round 0 the noisy sums of the statistics.
     pub delta: Delta,
     /// Noisy count of own records that the starting model classified correctly.
     pub n_correct: Option<i64>,
+    /// Noisy sum of the own records' losses under the starting model, in units of 2^-10 nats.
+    pub loss_sum: Option<i64>,
 }
 
 impl Update {
@@ -72,6 +74,7 @@ impl Update {
             update: UpdateDigest(*blake3::hash(&bytes).as_bytes()),
             n_parameters: self.release.value().delta.values().len() as u64,
             n_correct: self.release.value().n_correct,
+            loss_sum: self.release.value().loss_sum,
         }
     }
 }
@@ -82,7 +85,7 @@ impl Update {
 /// is only a claim until [`Run::step`](crate::Run::step) has checked it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contribution {
-    /// For which round, counted from 1.
+    /// For which round, counted from 1; 0 for statistics before training.
     pub round: u32,
     /// Under which plan.
     pub plan: PlanDigest,
@@ -94,6 +97,9 @@ pub struct Contribution {
     pub n_parameters: u64,
     /// Noisy count of own records classified correctly.
     pub n_correct: Option<i64>,
+    /// Noisy sum of own records' losses, in units of 2^-10 nats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_sum: Option<i64>,
 }
 
 impl Contribution {

@@ -35,6 +35,21 @@ pub enum IndexError {
         "index: {0}; stop the program and remove the index directory, it is rebuilt from the journal"
     )]
     Sled(#[from] sled::Error),
+    /// The journal lacks records that were durable once.
+    #[error(
+        "the journal ends at record {journal}, but record {index} was applied before: it was cut, \
+         edited, or restored from an older copy, and what happened since would be forgotten. Put back \
+         the newest copy of the whole folder; only if there is none, and whoever relies on the \
+         records knows it, remove {} and start again", dir.display()
+    )]
+    JournalOlder {
+        /// The last record applied.
+        index: u64,
+        /// The last record there is.
+        journal: u64,
+        /// The index.
+        dir: PathBuf,
+    },
     /// The operating system refused.
     #[error("index {path}: {source}; check space and permissions")]
     Io {
@@ -117,11 +132,12 @@ struct Content {
 impl Index {
     /// Opens the index in `dir` and compares it with the journal's `head`.
     ///
-    /// If it is missing, behind, ahead, damaged, or makes sled panic, it is moved aside (see
+    /// If it is missing, behind, damaged, or makes sled panic, it is moved aside (see
     /// [`set_aside`](Self::set_aside)) and an empty one takes its place.
     ///
     /// # Errors
-    /// [`IndexError`] if not even an empty index can be made.
+    /// [`IndexError::JournalOlder`] if the index is intact and has seen records that the journal does
+    /// not hold; [`IndexError`] if not even an empty index can be made.
     pub fn open(
         dir: impl AsRef<Path>,
         head: (u64, [u8; 32]),
@@ -134,7 +150,10 @@ impl Index {
                     let content = Mutex::new(Content { sum, seq: head.0 });
                     return Ok((Self { db, dir, set_aside, content }, IndexState::Current));
                 }
-                Err(Unusable { reason, suffix }) => {
+                Err(Unusable::JournalOlder { index }) => {
+                    return Err(IndexError::JournalOlder { index, journal: head.0, dir });
+                }
+                Err(Unusable::Content { reason, suffix }) => {
                     let path = move_aside(&dir, suffix)?;
                     set_aside = Some(SetAside { path, reason });
                 }
@@ -257,14 +276,16 @@ impl Content {
     }
 }
 
-struct Unusable {
-    reason: String,
-    suffix: &'static str,
+enum Unusable {
+    /// It is to be moved aside.
+    Content { reason: String, suffix: &'static str },
+    /// It is fine, and the journal is not.
+    JournalOlder { index: u64 },
 }
 
 impl Unusable {
     fn corrupt(reason: impl std::fmt::Display) -> Self {
-        Self { reason: reason.to_string(), suffix: "corrupt" }
+        Self::Content { reason: reason.to_string(), suffix: "corrupt" }
     }
 }
 
@@ -314,9 +335,14 @@ fn check(db: &sled::Db, head: (u64, [u8; 32])) -> Result<[u8; 32], Unusable> {
     let Some((seq, marked)) = mark else {
         return Err(Unusable::corrupt("it does not say up to where the journal was applied"));
     };
+    // A mark is sealed by its hash, so an intact one proves that its record was durable.
+    let other_record = seq == head.0 && !marked.starts_with(&head.1);
+    if seq > head.0 || other_record {
+        return Err(Unusable::JournalOlder { index: seq });
+    }
     if seq != head.0 {
         let reason = format!("it is at journal record {seq}, the journal at {}", head.0);
-        return Err(Unusable { reason, suffix: "behind" });
+        return Err(Unusable::Content { reason, suffix: "behind" });
     }
     if marked != [head.1, content.sum].concat() {
         return Err(Unusable::corrupt("its contents are not those of the journal's head"));
@@ -427,15 +453,30 @@ mod tests {
     }
 
     #[test]
-    fn index_that_is_behind_or_ahead_is_rebuilt() {
-        for head in [(4, [7; 32]), (2, [7; 32]), (3, [8; 32])] {
+    fn index_that_is_behind_is_rebuilt() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("index");
+        filled(&dir);
+        let (index, state) = Index::open(&dir, (4, [7; 32])).unwrap();
+        assert_eq!(state, IndexState::Fresh);
+        assert_eq!(index.get_json::<String>("rounds", "000").unwrap(), None);
+        assert!(index.set_aside().unwrap().path.is_dir());
+    }
+
+    #[test]
+    fn journal_that_lacks_what_was_applied_is_refused_until_the_index_is_removed() {
+        for head in [(2, [7; 32]), (3, [8; 32]), (0, [0; 32])] {
             let dir = tempfile::tempdir().unwrap();
             let dir = dir.path().join("index");
             filled(&dir);
-            let (index, state) = Index::open(&dir, head).unwrap();
-            assert_eq!(state, IndexState::Fresh);
-            assert_eq!(index.get_json::<String>("rounds", "000").unwrap(), None);
-            assert!(index.set_aside().unwrap().path.is_dir());
+            for _ in 0..2 {
+                let error = Index::open(&dir, head).unwrap_err();
+                assert!(matches!(error, IndexError::JournalOlder { index: 3, .. }), "{error}");
+                assert!(error.to_string().contains("restored from an older copy"), "{error}");
+            }
+            assert_eq!(Index::open(&dir, HEAD).unwrap().1, IndexState::Current);
+            std::fs::remove_dir_all(&dir).unwrap();
+            assert_eq!(Index::open(&dir, head).unwrap().1, IndexState::Fresh);
         }
     }
 

@@ -110,6 +110,17 @@ pub enum PrivacyError {
         got: usize,
     },
 
+    /// The questions asked before training mean nothing.
+    #[error("analytics: {reason}")]
+    Analytics {
+        /// What to change.
+        reason: &'static str,
+    },
+
+    /// The plan asks nothing before training.
+    #[error("the plan asks no statistics; start with its first round")]
+    AnalyticsNotPlanned,
+
     /// The round's steps have all been taken.
     #[error("all {steps} steps of this round are taken; finish the session")]
     NoStepsLeft {

@@ -17,6 +17,7 @@
 //! (`burn-models`), the rules of a run (`federation`), files (`journal`).
 
 pub mod accountant;
+pub mod analytics;
 pub mod audit;
 pub mod budget;
 pub mod calibrate;
@@ -44,6 +45,7 @@ mod step_noise;
 pub mod unit;
 
 pub use accountant::{BoundKind, EpsilonReport, Mechanism, adaptive_epsilon, epsilon};
+pub use analytics::{AnalyticsRequest, Estimate, Query, Tally};
 pub use budget::{Budget, Delta, Epsilon};
 pub use calibrate::calibrate_noise_multiplier;
 pub use clip::{clip_factor, clip_in_place};
@@ -52,7 +54,7 @@ pub use gaussian::gaussian_epsilon;
 pub use ledger::{
     Charge, Ledger, LedgerEntry, LedgerStore, Limit, Reservation, ReservationKey, RunSummary,
 };
-pub use metrics::release_histogram;
+pub use metrics::{LossRequest, release_histogram};
 pub use noise::{EXACT_PARAMETERS_MAX, KeyedNoise, Noise, NoiseKind};
 pub use plan::{PrivacyPlan, PrivacyRequest};
 pub use randomness::Randomness;

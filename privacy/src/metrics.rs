@@ -1,8 +1,12 @@
 //! Single numbers and histograms, released with OpenDP's discrete Gaussian.
 //!
+//! A loss is bounded and counted in units of 2⁻¹⁰ nats, so a sum of losses is a count of units to which
+//! a record adds at most its bound.
 //! A record adds at most 1 to a count and to one bin of a histogram, so under "add or remove one"
 //! the L2 sensitivity is 1 and noise of σ = 1/√(2ρ) is ρ-zCDP (Canonne, Kamath and Steinke 2020,
 //! theorem 4).
+
+use serde::{Deserialize, Serialize};
 
 use crate::{
     accountant::Mechanism, error::PrivacyError, ledger::Reservation, noise::Noise,
@@ -29,6 +33,67 @@ pub fn release_histogram(
             Ok(reservation.release(released))
         }
         _ => Err(reservation.mismatch("one zcdp release")),
+    }
+}
+
+/// The sum of the records' losses that a round releases.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossRequest {
+    /// zCDP spent in each round.
+    pub rho_per_round: f64,
+    /// Losses above count as this, in nats.
+    pub upper: f64,
+}
+
+impl LossRequest {
+    /// A sum of losses is a whole number of these: 2⁻¹⁰ nats.
+    pub const UNIT: f64 = 1.0 / 1024.0;
+    /// The largest bound on a loss, in nats.
+    const UPPER_MAX: f64 = 1e4;
+
+    pub(crate) fn validate(&self) -> Result<(), PrivacyError> {
+        for (what, value, allowed, holds) in [
+            (
+                "loss.rho_per_round",
+                self.rho_per_round,
+                "positive and finite",
+                self.rho_per_round > 0.0 && self.rho_per_round.is_finite(),
+            ),
+            (
+                "loss.upper",
+                self.upper,
+                "0.001 to 10000",
+                (Self::UNIT..=Self::UPPER_MAX).contains(&self.upper),
+            ),
+        ] {
+            if !holds {
+                return Err(PrivacyError::OutOfRange { what, value, allowed });
+            }
+        }
+        Ok(())
+    }
+
+    /// The largest contribution of one record, in units.
+    fn units_max(&self) -> i64 {
+        (self.upper / Self::UNIT).floor() as i64
+    }
+
+    /// The sum of `losses`, each bounded and rounded to units. What is not a number counts as the bound.
+    pub(crate) fn sum(&self, losses: &[f32]) -> i64 {
+        let most = self.units_max();
+        losses
+            .iter()
+            .map(|loss| match (f64::from(*loss) / Self::UNIT).round() {
+                units if units.is_nan() => most,
+                units => (units as i64).clamp(0, most),
+            })
+            .fold(0, i64::saturating_add)
+    }
+
+    /// The σ of its noise for `unit`, in units; rounded up.
+    pub(crate) fn sigma(&self, unit: PrivacyUnit) -> f64 {
+        (count_sigma(self.rho_per_round, unit) * self.units_max() as f64).next_up()
     }
 }
 
@@ -87,6 +152,29 @@ mod tests {
             .unwrap();
             let charged = measurement.map(&1.0).unwrap();
             assert!(charged <= rho && charged > rho * (1.0 - 1e-12), "{rho}: {charged}");
+        }
+    }
+
+    #[test]
+    fn a_sum_of_losses_is_bounded_record_by_record() {
+        let loss = LossRequest { rho_per_round: 0.02, upper: 2.0 };
+        let hostile = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1.0, 1e30, 0.0, 0.5];
+        assert_eq!(loss.sum(&hostile), 2048 + 2048 + 2048 + 512);
+        assert_eq!(loss.sum(&[]), 0);
+        for (unit, n_records) in
+            [(PrivacyUnit::Record, 1.0), (PrivacyUnit::Person { records_max: 3 }, 3.0)]
+        {
+            // Noise of sigma at a sensitivity of the bound is what is charged, and hardly more.
+            let charged = (2048.0 * n_records / loss.sigma(unit)).powi(2) / 2.0;
+            assert!(charged <= 0.02 && charged > 0.02 * (1.0 - 1e-12), "{charged}");
+        }
+        for bad in [
+            LossRequest { rho_per_round: 0.0, ..loss },
+            LossRequest { rho_per_round: f64::NAN, ..loss },
+            LossRequest { upper: 0.0, ..loss },
+            LossRequest { upper: f64::INFINITY, ..loss },
+        ] {
+            assert!(bad.validate().is_err(), "{bad:?}");
         }
     }
 

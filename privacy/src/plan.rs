@@ -9,12 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     accountant::{EpsilonReport, Mechanism, epsilon},
+    analytics::{AnalyticsRequest, Tally},
     budget::Budget,
     calibrate::calibrate_noise_multiplier,
     error::PrivacyError,
     ledger::{Charge, Reservation},
+    metrics::LossRequest,
     noise::NoiseKind,
     randomness::Randomness,
+    release::Released,
     schedule::FixedSchedule,
     session::Session,
     unit::{PrivacyUnit, Relation},
@@ -53,6 +56,12 @@ pub struct PrivacyRequest {
     pub n_parameters: u64,
     /// zCDP spent in each round on one count; 0 for none.
     pub metrics_rho_per_round: f64,
+    /// The sum of losses that is released in each round, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<LossRequest>,
+    /// What is asked once, before training, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub analytics: Option<AnalyticsRequest>,
 }
 
 /// What will run, calibrated and immutable.
@@ -120,9 +129,12 @@ impl PrivacyPlan {
         validate(request)?;
         let sampling_rate = f64::from(request.batch_expected) / request.units_declared as f64;
         let steps = u64::from(request.steps_per_round) * u64::from(request.rounds);
-        let metrics = metrics_mechanism(request, request.rounds);
+        let others: Vec<Mechanism> = metrics_mechanism(request, request.rounds)
+            .into_iter()
+            .chain(analytics_mechanism(request))
+            .collect();
         let noise_multiplier =
-            calibrate_noise_multiplier(request.budget, sampling_rate, steps, metrics.as_slice())?;
+            calibrate_noise_multiplier(request.budget, sampling_rate, steps, &others)?;
         Self::with_noise(request, noise_multiplier)
     }
 
@@ -201,6 +213,16 @@ impl PrivacyPlan {
         self.request.metrics_rho_per_round
     }
 
+    /// The sum of losses that is released in each round, if any.
+    pub fn loss(&self) -> Option<LossRequest> {
+        self.request.loss
+    }
+
+    /// What is asked once, before training, if anything.
+    pub fn analytics(&self) -> Option<&AnalyticsRequest> {
+        self.request.analytics.as_ref()
+    }
+
     /// Whom the promise protects.
     pub fn unit(&self) -> PrivacyUnit {
         self.request.unit
@@ -221,9 +243,9 @@ impl PrivacyPlan {
         self.epsilon_after(self.request.rounds)
     }
 
-    /// What the first `rounds` rounds cost, at the budget's δ.
+    /// What the statistics and the first `rounds` rounds cost, at the budget's δ.
     pub fn epsilon_after(&self, rounds: u32) -> EpsilonReport {
-        let schedule = FixedSchedule::declared(self.mechanisms(rounds));
+        let schedule = FixedSchedule::declared(self.until(rounds));
         epsilon(&schedule, self.request.relation, self.request.budget.delta.get())
     }
 
@@ -234,14 +256,28 @@ impl PrivacyPlan {
 
     /// Everything that the whole run releases, fixed before its first round.
     pub fn schedule(&self) -> FixedSchedule {
-        FixedSchedule::declared(self.mechanisms(self.request.rounds))
+        FixedSchedule::declared(self.until(self.request.rounds))
     }
 
     /// What the ledger is to be debited for one round that uses `randomness`.
     pub fn charge(&self, randomness: &Randomness) -> Charge {
+        self.charge_of(self.round_mechanisms(), randomness)
+    }
+
+    /// What the ledger is to be debited for the statistics, released with `randomness`.
+    ///
+    /// # Errors
+    /// [`PrivacyError::AnalyticsNotPlanned`].
+    pub fn analytics_charge(&self, randomness: &Randomness) -> Result<Charge, PrivacyError> {
+        let mechanism =
+            analytics_mechanism(&self.request).ok_or(PrivacyError::AnalyticsNotPlanned)?;
+        Ok(self.charge_of(vec![mechanism], randomness))
+    }
+
+    fn charge_of(&self, mechanisms: Vec<Mechanism>, randomness: &Randomness) -> Charge {
         Charge {
-            mechanisms: self.round_mechanisms(),
-            schedule: self.mechanisms(self.request.rounds),
+            mechanisms,
+            schedule: self.until(self.request.rounds),
             plan: self.digest(),
             terms: Some(Box::new(self.clone())),
             randomness: Some(randomness.id),
@@ -276,6 +312,49 @@ impl PrivacyPlan {
         Session::open(self.clone(), reservation, randomness)
     }
 
+    /// Empty sums for what is asked before training.
+    ///
+    /// # Errors
+    /// [`PrivacyError::AnalyticsNotPlanned`].
+    pub fn tally(&self) -> Result<Tally, PrivacyError> {
+        let request = self.request.analytics.clone().ok_or(PrivacyError::AnalyticsNotPlanned)?;
+        Ok(Tally::new(request))
+    }
+
+    /// Releases the statistics that `reservation` paid for, `[n_values]`, each within the range of an
+    /// `i32`, as `wrap` presents them.
+    ///
+    /// # Errors
+    /// [`PrivacyError::ReservationMismatch`] unless the reservation is for this very plan's statistics
+    /// and this randomness, and `tally` is this plan's; and those of the noise.
+    pub fn release_statistics<T>(
+        &self,
+        reservation: Reservation,
+        mut randomness: Randomness,
+        tally: Tally,
+        wrap: impl FnOnce(Vec<i32>) -> T,
+    ) -> Result<Released<T>, PrivacyError> {
+        let mechanism =
+            analytics_mechanism(&self.request).ok_or(PrivacyError::AnalyticsNotPlanned)?;
+        if reservation.plan_digest() != self.digest()
+            || reservation.mechanisms() != [mechanism]
+            || reservation.randomness() != Some(randomness.id)
+            || self.request.analytics.as_ref() != Some(tally.request())
+        {
+            return Err(reservation.mismatch("this plan's statistics with this randomness"));
+        }
+        let released = tally.privatise(&mut *randomness.noise, self.request.unit)?;
+        Ok(reservation.release(wrap(released)))
+    }
+
+    /// Everything until the end of round `rounds`.
+    fn until(&self, rounds: u32) -> Vec<Mechanism> {
+        let mut mechanisms = self.mechanisms(rounds);
+        mechanisms.extend(analytics_mechanism(&self.request));
+        mechanisms
+    }
+
+    /// `rounds` rounds of training.
     fn mechanisms(&self, rounds: u32) -> Vec<Mechanism> {
         let mut mechanisms = vec![Mechanism::SampledGaussian {
             q: self.sampling_rate,
@@ -288,8 +367,13 @@ impl PrivacyPlan {
 }
 
 fn metrics_mechanism(request: &PrivacyRequest, rounds: u32) -> Option<Mechanism> {
-    let rho = request.metrics_rho_per_round * f64::from(rounds);
+    let loss = request.loss.map_or(0.0, |loss| loss.rho_per_round);
+    let rho = (request.metrics_rho_per_round + loss) * f64::from(rounds);
     (rho > 0.0).then_some(Mechanism::Zcdp { rho })
+}
+
+fn analytics_mechanism(request: &PrivacyRequest) -> Option<Mechanism> {
+    request.analytics.as_ref().map(|analytics| Mechanism::Zcdp { rho: analytics.rho })
 }
 
 fn validate(request: &PrivacyRequest) -> Result<(), PrivacyError> {
@@ -314,6 +398,12 @@ fn validate(request: &PrivacyRequest) -> Result<(), PrivacyError> {
         });
     }
     Mechanism::Zcdp { rho: request.metrics_rho_per_round }.validate()?;
+    if let Some(loss) = &request.loss {
+        loss.validate()?;
+    }
+    if let Some(analytics) = &request.analytics {
+        analytics.validate()?;
+    }
     if request.relation != Relation::AddOrRemoveOne {
         return Err(PrivacyError::RelationNotPlanned);
     }

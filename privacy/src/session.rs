@@ -3,12 +3,13 @@
 //! ```text
 //! open --next_batch--> batch drawn --privatise--> open      at most steps_per_round times
 //!  |                                                        noise_ahead at any time, once
-//!  |                                                        release_count at any time, once
+//!  |                                                        release_count, release_loss_sum
+//!  |                                                        at any time, once each
 //!  +--finish--> Released
 //! ```
 //!
 //! What a session is *not*: it does not compute gradients. Its caller sums the gradients of the
-//! batch's records, each scaled by [`clip_factor`](crate::clip::clip_factor) at
+//! batch's units, each scaled by [`clip_factor`](crate::clip::clip_factor) at
 //! [`Session::clip_norm_l2`], and computes what it hands to [`Session::finish`] from the results of
 //! the session alone (post-processing).
 
@@ -24,6 +25,7 @@ use crate::{
     release::Released,
     sampler::PoissonSampler,
     step_noise::{NoiseAhead, StepNoise},
+    unit::PrivacyUnit,
 };
 
 /// Quantised sums are held within ±2⁶¹, so that adding noise can never overflow.
@@ -40,6 +42,7 @@ pub struct Session {
     steps_left: u32,
     batch_pending: bool,
     metric_released: bool,
+    loss_released: bool,
 }
 
 impl Session {
@@ -58,6 +61,7 @@ impl Session {
             reservation,
             batch_pending: false,
             metric_released: false,
+            loss_released: false,
         })
     }
 
@@ -98,6 +102,11 @@ impl Session {
             usize::try_from(self.plan.n_parameters()).expect("the parameters fit in memory"),
             self.plan.steps_per_round(),
         ))
+    }
+
+    /// Whose records [`Session::next_batch`] draws together.
+    pub fn unit(&self) -> PrivacyUnit {
+        self.plan.unit()
     }
 
     /// The L2 norm to which each unit's gradient has to be clipped.
@@ -175,6 +184,24 @@ impl Session {
         self.metric_released = true;
         let value = i64::try_from(value).unwrap_or(i64::MAX);
         self.noise.release_integer(value, count_sigma(rho, self.plan.unit()))
+    }
+
+    /// Releases the round's one sum of losses, in units of [`LossRequest::UNIT`]; may be negative.
+    ///
+    /// `losses`: one of each record, in nats.
+    ///
+    /// # Errors
+    /// [`PrivacyError::MetricNotPlanned`] if the plan asks for none,
+    /// [`PrivacyError::MetricAlreadyReleased`] the second time, and those of the noise.
+    ///
+    /// [`LossRequest::UNIT`]: crate::LossRequest::UNIT
+    pub fn release_loss_sum(&mut self, losses: &[f32]) -> Result<i64, PrivacyError> {
+        let request = self.plan.loss().ok_or(PrivacyError::MetricNotPlanned)?;
+        if self.loss_released {
+            return Err(PrivacyError::MetricAlreadyReleased);
+        }
+        self.loss_released = true;
+        self.noise.release_integer(request.sum(losses), request.sigma(self.plan.unit()))
     }
 
     /// Ends the round: `value`, computed from the session's results alone, may leave.

@@ -64,6 +64,7 @@ impl TryFrom<v1::UpdateHeader> for Contribution {
             update: UpdateDigest(digest("update_digest", &wire.update_digest)?),
             n_parameters: wire.n_parameters,
             n_correct: wire.n_correct,
+            loss_sum: wire.loss_sum,
         })
     }
 }
@@ -80,6 +81,7 @@ pub fn update_header(run: &RunId, contribution: &Contribution) -> v1::UpdateHead
         n_parameters: contribution.n_parameters,
         total_bytes: contribution.delta_bytes(),
         n_correct: contribution.n_correct,
+        loss_sum: contribution.loss_sum,
     }
 }
 
@@ -105,6 +107,11 @@ impl From<RunReport> for v1::RunReport {
             model_digest: report.model.0.to_vec().into(),
             clients: report.clients.into_iter().map(client_to_wire).collect(),
             history: report.history.into_iter().map(round_to_wire).collect(),
+            statistics_json: report
+                .statistics
+                .map(|estimates| serde_json::to_vec(&estimates).expect("plain numbers"))
+                .unwrap_or_default()
+                .into(),
         }
     }
 }
@@ -140,6 +147,7 @@ fn round_to_wire(report: RoundReport) -> v1::RoundReport {
                 update_digest: c.update.0.to_vec().into(),
                 n_correct: c.n_correct,
                 at_ms: c.at.0,
+                loss_sum: c.loss_sum,
             })
             .collect(),
         missing: report
@@ -179,6 +187,12 @@ impl TryFrom<v1::RunReport> for RunReport {
             model: ModelDigest(digest("model_digest", &wire.model_digest)?),
             clients: wire.clients.into_iter().map(client_from_wire).collect::<Result<_, _>>()?,
             history: wire.history.into_iter().map(round_from_wire).collect::<Result<_, _>>()?,
+            statistics: match &wire.statistics_json[..] {
+                [] => None,
+                json => {
+                    Some(serde_json::from_slice(json).map_err(|e| field("statistics_json", e))?)
+                }
+            },
         })
     }
 }
@@ -203,6 +217,7 @@ fn round_from_wire(wire: v1::RoundReport) -> Result<RoundReport, WireError> {
             bytes: c.bytes,
             update: UpdateDigest(digest("update_digest", &c.update_digest)?),
             n_correct: c.n_correct,
+            loss_sum: c.loss_sum,
             at: Time(c.at_ms),
         })
     };
@@ -231,6 +246,8 @@ fn round_from_wire(wire: v1::RoundReport) -> Result<RoundReport, WireError> {
 
 #[cfg(test)]
 mod tests {
+    use comity_privacy::Estimate;
+
     use super::*;
 
     fn report() -> RunReport {
@@ -264,11 +281,20 @@ mod tests {
                     bytes: 60,
                     update: UpdateDigest([5; 32]),
                     n_correct: Some(-3),
+                    loss_sum: Some(-77),
                     at: Time(4),
                 }],
                 missing: vec![(id, "late".into())],
             }],
+            statistics: Some(vec![Estimate::Moments { mean: vec![0.1], std: vec![1.0 / 3.0] }]),
         }
+    }
+
+    #[test]
+    fn statistics_that_are_none_are_refused() {
+        let wire = v1::RunReport { statistics_json: b"[{}]".to_vec().into(), ..report().into() };
+        let error = RunReport::try_from(wire).unwrap_err().to_string();
+        assert!(error.contains("statistics_json"), "{error}");
     }
 
     #[test]
@@ -282,6 +308,7 @@ mod tests {
             update: UpdateDigest([3; 32]),
             n_parameters: 9,
             n_correct: None,
+            loss_sum: Some(5),
         };
         let header = update_header(&report().run, &contribution);
         assert_eq!(header.total_bytes, 36);

@@ -8,7 +8,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use comity_burn_models::{Device, LocalRound, RoundError, evaluate, local_round, normalisation};
+use comity_burn_models::{
+    Device, LocalRound, RoundError, check_units, evaluate, local_round, normalisation,
+};
 use comity_datasets::Dataset;
 use comity_federation::{
     Accumulator, ClientId, Effect, Event, ModelDigest, Outcome, Parameters, Participant,
@@ -172,6 +174,7 @@ impl<'a> Engine<'a> {
                         budget,
                         without_dp_allowed: budget.is_none(),
                         records_declared: named.records,
+                        persons_declared: named.persons,
                     },
                     privacy: plan.privacy_plan(named)?,
                     ledger: Ledger::new(limit),
@@ -197,9 +200,13 @@ impl<'a> Engine<'a> {
     fn gather(&mut self) -> Result<(), SimulationError> {
         for named in &self.simulation.plan.cohort.clients {
             let client = &self.clients[&named.id];
-            let event = match client.policy.review(self.simulation.plan, &named.id) {
+            let plan = self.simulation.plan;
+            let reviewed = client.policy.review(plan, &named.id).map_err(|e| e.to_string());
+            let event = match reviewed
+                .and_then(|()| check_units(plan, client.shard).map_err(|e| e.to_string()))
+            {
                 Ok(()) => ParticipantEvent::Accepted,
-                Err(refusal) => ParticipantEvent::Declined { reason: refusal.to_string() },
+                Err(reason) => ParticipantEvent::Declined { reason },
             };
             self.step_client(&named.id, event)?;
         }
@@ -339,6 +346,9 @@ impl<'a> Engine<'a> {
         observe: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), SimulationError> {
         let plan = self.simulation.plan;
+        if round == 0 {
+            return self.conclude(updates, observe);
+        }
         let mut sum = Accumulator::new(self.model.values().len());
         for (digest, weight) in updates {
             sum.add(&self.updates[digest], *weight);
@@ -380,7 +390,30 @@ impl<'a> Engine<'a> {
         };
         observe(Progress::Round(&score));
         self.rounds.push(score);
-        self.step_run(Event::Aggregated { round, model }, observe)
+        self.step_run(Event::Aggregated { round, model, statistics: None }, observe)
+    }
+
+    /// Rooms 9 and 10 of round 0: the sums of the statistics, and the first model with what they say.
+    fn conclude(
+        &mut self,
+        updates: &[(UpdateDigest, u64)],
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), SimulationError> {
+        let plan = self.simulation.plan;
+        let n_values = self.updates[&updates[0].0].len() / 4;
+        let mut sum = Accumulator::new(n_values);
+        for (digest, weight) in updates {
+            sum.add(&self.updates[digest], *weight);
+        }
+        self.updates.clear();
+        let sums = sum.sum().to_vec();
+        if let Some((start, values)) = plan.standardisation(&sums)? {
+            let mut model = self.model.values().to_vec();
+            model[start..start + values.len()].copy_from_slice(&values);
+            self.model = Parameters::new(model);
+        }
+        let model = self.model.digest();
+        self.step_run(Event::Aggregated { round: 0, model, statistics: Some(sums) }, observe)
     }
 
     fn send(&mut self, message: Message) {
@@ -412,7 +445,11 @@ impl Client<'_> {
         let (charge, privacy) = match &self.privacy {
             Some(privacy) => {
                 let randomness = simulation.noise.randomness(simulation.seed, id, task.round)?;
-                (privacy.charge(&randomness), Some((privacy, randomness)))
+                let charge = match task.round {
+                    0 => privacy.analytics_charge(&randomness)?,
+                    _ => privacy.charge(&randomness),
+                };
+                (charge, Some((privacy, randomness)))
             }
             None => (Charge::exempt(task.plan.0), None),
         };

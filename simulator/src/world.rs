@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use comity_burn_models::data_contract;
 use comity_datasets::{DataError, Dataset, Partition, Source};
 use comity_federation::{ClientId, Plan};
+use comity_privacy::PrivacyUnit;
 use serde::{Deserialize, Serialize};
 
 use crate::SimulationError;
@@ -110,7 +111,21 @@ pub fn split(
     seed: u64,
 ) -> Result<Vec<(ClientId, Dataset)>, SimulationError> {
     let clients = &plan.cohort.clients;
-    let rows = partition.split(train.labels(), clients.len(), seed)?;
+    let rows = match (plan.unit(), train.rows_by_person()) {
+        // Whole persons are dealt out, by the label of their first row, so that nobody's promise
+        // is spread over two institutions.
+        (Some(PrivacyUnit::Person { .. }), Some(persons)) => {
+            let labels: Vec<u32> = persons.iter().map(|rows| train.labels()[rows[0]]).collect();
+            let rows_of = |persons_of: Vec<usize>| {
+                let mut rows: Vec<usize> =
+                    persons_of.into_iter().flat_map(|p| persons[p].iter().copied()).collect();
+                rows.sort_unstable();
+                rows
+            };
+            partition.split(&labels, clients.len(), seed)?.into_iter().map(rows_of).collect()
+        }
+        _ => partition.split(train.labels(), clients.len(), seed)?,
+    };
     Ok(clients
         .iter()
         .zip(rows)

@@ -1,9 +1,9 @@
 //! Whole federations on small generated data: what a researcher relies on.
 
 use comity_burn_models::{Device, DeviceChoice};
-use comity_datasets::{Contract, Dataset, Partition, Scale};
+use comity_datasets::{Contract, Dataset, Normalise, Partition, Scale};
 use comity_federation::{Plan, RunStatus};
-use comity_privacy::LedgerEntry;
+use comity_privacy::{Estimate, LedgerEntry, LossRequest, PrivacyUnit};
 use comity_simulator::{
     FederationData, NoiseMode, Progress, Simulation, SimulationError, SimulationResult, World,
     split,
@@ -148,11 +148,102 @@ fn every_step_and_round_is_reported() {
             Progress::Round(score) => rounds.push(score.clone()),
         })
         .unwrap();
-    let steps_per_round = plan.steps_per_round(300);
+    let steps_per_round = plan.steps_per_round(&plan.cohort.clients[0]);
     assert_eq!(n_steps_seen, 3 * 3 * steps_per_round);
     assert_eq!(rounds, result.rounds);
     let n_parameters = plan.manifest().unwrap().n_parameters() as u64;
     assert!(rounds.iter().all(|r| r.bytes.values().all(|bytes| *bytes == 4 * n_parameters)));
+}
+
+/// What the plan asks before training is answered about right, paid for, and repeated by the seed.
+#[test]
+fn statistics_are_asked_before_training() {
+    let asked = "[analytics]\nrho = 0.4\nqueries = [{ type = \"count\" }, \
+                 { type = \"label_histogram\" }, { type = \"moments\", lower = -1.0, upper = 1.0 }, \
+                 { type = \"histogram\", channel = 3, lower = -1.0, upper = 1.0, bins = 10, \
+                 quantiles = [0.5] }]\n[cohort]";
+    let privacy =
+        DP.replace("0.0005 }", "0.0005, loss = { rho_per_round = 0.0005, upper = 4.0 } }");
+    let text = PLAN.replace("PRIVACY", &privacy).replace("[cohort]", asked);
+    let plan = Plan::from_toml(&text).unwrap();
+    let result = run(&plan, 1, NoiseMode::Seeded);
+    assert_eq!(result.report.status, RunStatus::Finished, "{:?}", result.report);
+    assert_eq!(result.report, run(&plan, 1, NoiseMode::Seeded).report);
+    let [
+        Estimate::Count { n },
+        Estimate::LabelHistogram { counts },
+        Estimate::Moments { mean, std },
+        Estimate::Histogram { quantiles, .. },
+    ] = &result.report.statistics.as_ref().unwrap()[..]
+    else {
+        panic!("{:?}", result.report.statistics)
+    };
+    // Three clients' noise of sigma 2.3 each.
+    assert!((n - 900).abs() < 40, "{n}");
+    assert!(counts.iter().all(|count| (count - 300).abs() < 40), "{counts:?}");
+    let clear = examples(&plan, 900)
+        .batch(&(0..900).collect::<Vec<_>>(), Normalise { mean: 0.5, std: 0.5 });
+    for (channel, (mean, std)) in mean.iter().zip(std).enumerate() {
+        let values: Vec<f64> =
+            clear.features.iter().skip(channel).step_by(4).map(|v| f64::from(*v)).collect();
+        let expected = values.iter().sum::<f64>() / 900.0;
+        let variance = values.iter().map(|v| (v - expected).powi(2)).sum::<f64>() / 900.0;
+        assert!((mean - expected).abs() < 0.1, "channel {channel}: {mean} {expected}");
+        assert!((std * std - variance).abs() < 0.15, "channel {channel}: {std} {variance}");
+    }
+    assert!((-1.0..=1.0).contains(&quantiles[0].1));
+    assert_eq!(result.rounds.len(), 3);
+    for round in &result.report.history[1..] {
+        for contribution in &round.contributions {
+            let loss = contribution.loss_sum.unwrap() as f64 * LossRequest::UNIT / 300.0;
+            // Noise of sigma 32 * 4 nats over 300 records.
+            assert!((-2.0..4.0).contains(&loss), "{loss}");
+        }
+    }
+    for (client, ledger) in &result.ledgers {
+        let promised = plan.privacy_plan(plan.client(client).unwrap()).unwrap().unwrap();
+        let spent = ledger.spent_at(1e-5).epsilon;
+        assert!((spent - promised.epsilon_total().epsilon).abs() < 1e-6 && spent <= 8.0, "{spent}");
+        assert_eq!(ledger.runs().next().unwrap().rounds_released, 4);
+    }
+}
+
+/// Persons with six rows each, of whom four are used.
+#[test]
+fn persons_are_protected_where_the_plan_says_so() {
+    let text = PLAN
+        .replace("PRIVACY", &DP.replace("\"record\"", "{ person = { records_max = 4 } }"))
+        .replace("batch = 32", "batch = 8")
+        .replace("records = 300", "records = 300, persons = 50");
+    let plan = Plan::from_toml(&text).unwrap();
+    let persons = |n: u32| examples(&plan, n).with_persons((0..n).map(|row| row / 6).collect());
+    let shards = split(&persons(900).unwrap(), Partition::Iid, &plan, 1).unwrap();
+    for (client, shard) in &shards {
+        // Nobody is at two institutions.
+        let rows = shard.rows_by_person().unwrap();
+        assert!(rows.len() == 50 && rows.iter().all(|rows| rows.len() == 6), "{client}");
+    }
+    let data = FederationData { shards, test: examples(&plan, 200) };
+    let simulation =
+        Simulation { plan: &plan, data: &data, seed: 1, noise: NoiseMode::Seeded, device: &cpu() };
+    let result = simulation.run(&mut |_| {}).unwrap();
+    assert_eq!(result.report.status, RunStatus::Finished);
+    assert!(result.rounds.last().unwrap().accuracy > 0.6, "{:?}", result.rounds.last());
+    for ledger in result.ledgers.values() {
+        let run = ledger.runs().next().unwrap();
+        let terms = run.terms.unwrap();
+        assert_eq!(terms.unit(), PrivacyUnit::Person { records_max: 4 });
+        assert_eq!((terms.sampling_rate(), terms.steps_per_round()), (8.0 / 50.0, 13));
+    }
+
+    // Without ids nobody takes part, and everybody says why.
+    let shards = split(&examples(&plan, 900), Partition::Iid, &plan, 1).unwrap();
+    let data = FederationData { shards, test: examples(&plan, 200) };
+    let simulation =
+        Simulation { plan: &plan, data: &data, seed: 1, noise: NoiseMode::Seeded, device: &cpu() };
+    let report = simulation.run(&mut |_| {}).unwrap().report;
+    assert_eq!(report.status, RunStatus::Aborted);
+    assert!(format!("{report:?}").contains("the column of their ids as `person`"), "{report:?}");
 }
 
 /// One client's training fails: the round goes on without it, or ends without a quorum.

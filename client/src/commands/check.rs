@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use comity_burn_models::data_contract;
+use comity_burn_models::{check_units, data_contract};
 use comity_federation::Plan;
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -85,6 +85,7 @@ fn check_plan(
     settings.policy().review(&plan, &client)?;
     let source = &settings.config.data.source;
     let dataset = source.load(&settings.base, &data_contract(&plan.data, source))?;
+    check_units(&plan, &dataset)?;
     let named = plan.client(&client).expect("the policy checked that the plan names us");
     let cost = match plan.privacy_plan(named)? {
         Some(privacy) => format!(

@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{LineStyle, Table};
 use comity_federation::{Plan, PlanDigest, RunId, RunReport, RunStatus};
+use comity_privacy::LossRequest;
 use comity_proto::v1;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -157,6 +158,9 @@ fn print(report: &RunReport) {
         let note = client.note.as_deref().map(|n| format!(": {n}")).unwrap_or_default();
         println!("client  {} {}{note}", client.client, client.standing.as_str());
     }
+    for estimate in report.statistics.iter().flatten() {
+        println!("asked   {estimate}");
+    }
     let mut table = Table::new();
     table.load_style(UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     table.set_header([
@@ -164,6 +168,7 @@ fn print(report: &RunReport) {
         "seconds",
         "contributed (bytes)",
         "start model's accuracy (local DP)",
+        "loss (local DP)",
         "missing",
         "model",
     ]);
@@ -189,6 +194,15 @@ fn print(report: &RunReport) {
                 ))
             })
             .collect();
+        let loss: Vec<String> = round
+            .contributions
+            .iter()
+            .filter_map(|c| {
+                let records = declared.get(&c.client).copied().filter(|n| *n > 1)?;
+                let nats = c.loss_sum? as f64 * LossRequest::UNIT;
+                Some(format!("{} {:.3}", c.client.country(), nats / records as f64))
+            })
+            .collect();
         let missing: Vec<String> =
             round.missing.iter().map(|(client, why)| format!("{client}: {why}")).collect();
         table.add_row([
@@ -199,6 +213,7 @@ fn print(report: &RunReport) {
                 .unwrap_or_default(),
             contributed.join("\n"),
             accuracy.join("\n"),
+            loss.join("\n"),
             missing.join("\n"),
             round.model.map(|m| m.short()).unwrap_or_default(),
         ]);

@@ -34,6 +34,7 @@ fn contribution(round: u32, base: ModelDigest, mark: u8) -> Contribution {
         update: UpdateDigest([mark; 32]),
         n_parameters: 15,
         n_correct: None,
+        loss_sum: None,
     }
 }
 
@@ -76,7 +77,8 @@ fn a_run_goes_through_its_rounds_to_the_end() {
         [(2, 500), (1, 1000), (3, 500)]
     );
     let second = ModelDigest([9; 32]);
-    let effects = play(&mut run, [Event::Aggregated { round: 1, model: second }]).unwrap();
+    let effects =
+        play(&mut run, [Event::Aggregated { round: 1, model: second, statistics: None }]).unwrap();
     assert!(matches!(effects[1], Effect::Invite { round: 2, model, .. } if model == second));
     let last = ModelDigest([8; 32]);
     let effects = play(
@@ -85,13 +87,76 @@ fn a_run_goes_through_its_rounds_to_the_end() {
             submit("a", 2, second, 4),
             submit("b", 2, second, 5),
             submit("c", 2, second, 6),
-            Event::Aggregated { round: 2, model: last },
+            Event::Aggregated { round: 2, model: last, statistics: None },
         ],
     )
     .unwrap();
     assert_eq!(effects, [Effect::Record, Effect::Finish(Outcome::Finished(last))]);
     assert_eq!(run.report().status, RunStatus::Finished);
     assert_eq!(run.deadline(), None);
+}
+
+#[test]
+fn statistics_come_before_the_first_round_and_only_there() {
+    let mut plan = sample();
+    plan.analytics = Some(crate::Analytics {
+        rho: 0.01,
+        queries: vec![comity_privacy::Query::Count, comity_privacy::Query::LabelHistogram],
+    });
+    let digest = plan.digest();
+    let new = || Run::new("sample-1".parse().unwrap(), plan.clone(), START, Time(0));
+    let mut run = new();
+    let mut recorded = Vec::new();
+    let mut step = |run: &mut Run, event: Event| {
+        let effects = run.step(event.clone(), Time(1))?;
+        recorded.push((Time(1), event));
+        Ok::<_, Rejection>(effects)
+    };
+    let submit = |name: &str, round, n_parameters, mark| {
+        let contribution =
+            Contribution { plan: digest, n_parameters, ..contribution(round, START, mark) };
+        Event::Submitted { client: client(name), contribution }
+    };
+    let mut effects = Vec::new();
+    for name in ["a", "b", "c"] {
+        effects = step(&mut run, Event::CheckedIn { client: client(name), plan: digest }).unwrap();
+    }
+    assert!(matches!(effects[1], Effect::Invite { round: 0, .. }), "{effects:?}");
+    let wrong = step(&mut run, submit("a", 0, 15, 1)).unwrap_err();
+    assert_eq!(wrong, Rejection::WrongSize { expected: 4, got: 15 });
+    assert!(step(&mut run, submit("a", 1, 15, 1)).is_err());
+    for (name, mark) in [("a", 1), ("b", 2), ("c", 3)] {
+        effects = step(&mut run, submit(name, 0, 4, mark)).unwrap();
+    }
+    let Effect::Aggregate { round: 0, updates, .. } = &effects[1] else { panic!("{effects:?}") };
+    // Sums: everybody's count once, whatever the weights of the means.
+    assert!(updates.iter().all(|(_, weight)| *weight == 1), "{updates:?}");
+    let again = run.admit(
+        &client("a"),
+        &Contribution { plan: digest, n_parameters: 4, ..contribution(0, START, 1) },
+    );
+    assert_eq!(again, Ok(Admission::AlreadyHere));
+    for statistics in [None, Some(vec![1; 3])] {
+        let event = Event::Aggregated { round: 0, model: START, statistics };
+        assert!(matches!(step(&mut run, event), Err(Rejection::OutOfPlace(_))));
+    }
+    let statistics = Some(vec![600, 200, 199, 201]);
+    let event = Event::Aggregated { round: 0, model: START, statistics };
+    effects = step(&mut run, event).unwrap();
+    assert!(matches!(effects[1], Effect::Invite { round: 1, .. }), "{effects:?}");
+    assert_eq!(run.report().statistics.unwrap()[0], comity_privacy::Estimate::Count { n: 600 });
+    for round in 1..=2 {
+        for (name, mark) in [("a", 1), ("b", 2), ("c", 3)] {
+            step(&mut run, submit(name, round, 15, 10 * round as u8 + mark)).unwrap();
+        }
+        let with = Event::Aggregated { round, model: START, statistics: Some(vec![0; 4]) };
+        assert!(matches!(step(&mut run, with), Err(Rejection::OutOfPlace(_))));
+        step(&mut run, Event::Aggregated { round, model: START, statistics: None }).unwrap();
+    }
+    assert_eq!(run.report().status, RunStatus::Finished);
+    let rounds: Vec<u32> = run.report().history.iter().map(|round| round.round).collect();
+    assert_eq!(rounds, [0, 1, 2]);
+    assert_eq!(new().replay(recorded).unwrap(), run);
 }
 
 #[test]
@@ -108,7 +173,7 @@ fn updates_that_do_not_belong_are_rejected_and_change_nothing() {
         (submit("KR/zz", 1, START, 1), "not named"),
         (Event::Submitted { client: client("a"), contribution: wrong_size }, "16 parameters"),
         (Event::Submitted { client: client("a"), contribution: wrong_plan }, "plan's digest"),
-        (Event::Aggregated { round: 1, model: other }, "no such round"),
+        (Event::Aggregated { round: 1, model: other, statistics: None }, "no such round"),
     ] {
         let mut run = in_round_one();
         let before = run.clone();
@@ -127,12 +192,13 @@ fn the_same_update_again_is_a_success_and_a_different_one_is_rejected() {
     assert_eq!(error, Rejection::AlreadyContributed(client("a")));
     // A reply that was lost while the round closed.
     play(&mut run, [submit("b", 1, START, 2), submit("c", 1, START, 3)]).unwrap();
-    play(&mut run, [Event::Aggregated { round: 1, model: ModelDigest([9; 32]) }]).unwrap();
+    play(&mut run, [Event::Aggregated { round: 1, model: ModelDigest([9; 32]), statistics: None }])
+        .unwrap();
     assert_eq!(run.step(submit("a", 1, START, 1), Time(20)), Ok(vec![]));
     let second = ModelDigest([9; 32]);
     let last = ["a", "b", "c"].map(|name| submit(name, 2, second, 4));
     play(&mut run, last).unwrap();
-    play(&mut run, [Event::Aggregated { round: 2, model: START }]).unwrap();
+    play(&mut run, [Event::Aggregated { round: 2, model: START, statistics: None }]).unwrap();
     assert_eq!(run.step(submit("c", 2, second, 4), Time(30)), Ok(vec![]));
     assert!(matches!(run.step(submit("c", 2, second, 5), Time(31)), Err(Rejection::Ended(_))));
 }
@@ -178,7 +244,10 @@ fn gathering_starts_with_a_quorum_at_the_deadline_and_a_late_client_joins_the_ne
     let error = run.step(submit("c", 1, START, 3), Time(60_002)).unwrap_err();
     assert!(matches!(error, Rejection::NotInvited { .. }));
     play(&mut run, [submit("a", 1, START, 1), submit("b", 1, START, 2)]).unwrap();
-    let effects = play(&mut run, [Event::Aggregated { round: 1, model: ModelDigest([9; 32]) }]);
+    let effects = play(
+        &mut run,
+        [Event::Aggregated { round: 1, model: ModelDigest([9; 32]), statistics: None }],
+    );
     assert!(matches!(&effects.unwrap()[1], Effect::Invite { cohort, .. } if cohort.len() == 3));
 }
 
@@ -225,7 +294,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => (who(), 0u32..4).prop_map(|(w, round)| Event::Withdrew {
             client: client(w), round, reason: "cannot".into() }),
         4 => (0u32..4).prop_map(|round| Event::Aggregated {
-            round, model: ModelDigest([round as u8; 32]) }),
+            round, model: ModelDigest([round as u8; 32]), statistics: None }),
         1 => Just(Event::Tick),
     ]
 }
@@ -268,7 +337,7 @@ proptest! {
         play(&mut run, ["a", "b", "c"].map(check_in).into_iter().take(n_present)).unwrap();
         for _ in 0..20 {
             if let Some(Effect::Aggregate { round, .. }) = run.pending() {
-                run.step(Event::Aggregated { round, model: START }, Time(0)).unwrap();
+                run.step(Event::Aggregated { round, model: START, statistics: None }, Time(0)).unwrap();
             }
             let round = run.history.len() as u32;
             for name in ["a", "b", "c"].iter().take(n_submit) {

@@ -13,6 +13,8 @@ pub(crate) fn request() -> PrivacyRequest {
         clip_norm_l2: 1.5,
         n_parameters: 1000,
         metrics_rho_per_round: 1e-4,
+        loss: None,
+        analytics: None,
     }
 }
 
@@ -28,7 +30,12 @@ fn variants() -> Vec<PrivacyRequest> {
         PrivacyRequest { rounds: 11, ..base.clone() },
         PrivacyRequest { clip_norm_l2: 1.6, ..base.clone() },
         PrivacyRequest { n_parameters: 1001, ..base.clone() },
-        PrivacyRequest { metrics_rho_per_round: 2e-4, ..base },
+        PrivacyRequest { metrics_rho_per_round: 2e-4, ..base.clone() },
+        PrivacyRequest {
+            loss: Some(LossRequest { rho_per_round: 1e-4, upper: 3.0 }),
+            ..base.clone()
+        },
+        PrivacyRequest { loss: Some(LossRequest { rho_per_round: 1e-4, upper: 4.0 }), ..base },
     ]
 }
 

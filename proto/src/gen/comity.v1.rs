@@ -177,6 +177,9 @@ pub struct UpdateHeader {
     /// Noisy count, paid from the client's privacy budget.
     #[prost(sint64, optional, tag = "8")]
     pub n_correct: ::core::option::Option<i64>,
+    /// Noisy sum of losses in units of 2^-10 nats, paid from the same budget.
+    #[prost(sint64, optional, tag = "9")]
+    pub loss_sum: ::core::option::Option<i64>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SubmitReply {
@@ -1032,6 +1035,9 @@ pub struct RunReport {
     pub clients: ::prost::alloc::vec::Vec<ClientReport>,
     #[prost(message, repeated, tag = "12")]
     pub history: ::prost::alloc::vec::Vec<RoundReport>,
+    /// JSON: what the statistics of round 0 say, one object a query of the plan; empty: none yet.
+    #[prost(bytes = "bytes", tag = "13")]
+    pub statistics_json: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClientReport {
@@ -1075,6 +1081,8 @@ pub struct ContributionReport {
     pub n_correct: ::core::option::Option<i64>,
     #[prost(uint64, tag = "6")]
     pub at_ms: u64,
+    #[prost(sint64, optional, tag = "7")]
+    pub loss_sum: ::core::option::Option<i64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MissingClient {

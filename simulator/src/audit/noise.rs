@@ -94,6 +94,8 @@ fn audit_kind(n_parameters: u64, n_values: u64) -> Result<KindAudit, PrivacyErro
         clip_norm_l2: 0.5,
         n_parameters,
         metrics_rho_per_round: 0.0,
+        loss: None,
+        analytics: None,
     })?;
     let mut released = Spread::default();
     let keys: Vec<Seen> =

@@ -166,7 +166,7 @@ impl Audit {
             });
         };
         *unit = PrivacyUnit::Record;
-        let named = NamedClient { id: client.clone(), records: N_RECORDS as u64 };
+        let named = NamedClient { id: client.clone(), records: N_RECORDS as u64, persons: None };
         plan.cohort.clients = vec![named.clone()];
         plan.training.batch = BATCH;
         plan.training.local_epochs = LOCAL_EPOCHS;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use comity_federation::{ClientId, Plan};
 use comity_privacy::{
-    BoundKind, Budget, EpsilonReport, FixedSchedule, Mechanism, PrivacyError, Relation,
-    calibrate_noise_multiplier, epsilon,
+    BoundKind, Budget, EpsilonReport, FixedSchedule, Mechanism, PrivacyError, PrivacyUnit,
+    Relation, calibrate_noise_multiplier, epsilon,
 };
 use serde::Serialize;
 
@@ -131,11 +131,12 @@ fn parse_run(text: &str) -> Result<Mechanism, String> {
     Ok(mechanism)
 }
 
-/// What a plan costs one client; everything after `records_declared` is `None` without DP.
+/// What a plan costs one client; `None` without DP.
 #[derive(Serialize)]
 struct ClientCost {
     client: ClientId,
-    records_declared: u64,
+    unit: Option<PrivacyUnit>,
+    units_declared: u64,
     steps_per_round: u32,
     steps: u64,
     q: Option<f64>,
@@ -238,10 +239,11 @@ fn plan_costs(plan: &Plan) -> anyhow::Result<Vec<ClientCost>> {
             Hint::attach(error.into(), hint)
         })?;
         let total = privacy.as_ref().map(|privacy| privacy.epsilon_total());
-        let steps_per_round = plan.steps_per_round(named.records);
+        let steps_per_round = plan.steps_per_round(named);
         costs.push(ClientCost {
             client: named.id.clone(),
-            records_declared: named.records,
+            unit: plan.unit(),
+            units_declared: plan.units_declared(named),
             steps_per_round,
             steps: u64::from(steps_per_round) * u64::from(plan.rounds),
             q: privacy.as_ref().map(|privacy| privacy.sampling_rate()),
@@ -255,12 +257,12 @@ fn plan_costs(plan: &Plan) -> anyhow::Result<Vec<ClientCost>> {
 }
 
 fn text(costs: &[ClientCost]) -> String {
-    let header = ["client", "declared records", "q", "steps a round", "steps", "σ", "ε", "δ"];
+    let header = ["client", "declared units", "q", "steps a round", "steps", "σ", "ε", "δ"];
     let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
     let rows = costs.iter().map(|cost| {
         vec![
             cost.client.to_string(),
-            cost.records_declared.to_string(),
+            cost.units_declared.to_string(),
             number(cost.q),
             cost.steps_per_round.to_string(),
             cost.steps.to_string(),

@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use comity_burn_models::{DeviceChoice, write_safetensors};
 use comity_federation::{ClientId, ModelDigest, Plan, PlanDigest, PrivacyTerms, RunStatus};
+use comity_privacy::Estimate;
 use comity_simulator::{NoiseMode, Progress, RoundScore, Simulation, SimulationResult};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -75,6 +76,9 @@ struct Summary<'a> {
     noise: &'static str,
     plan: PlanDigest,
     model: ModelDigest,
+    /// What the clients' statistics say together, in the order of the plan's queries; noisy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    statistics: Option<&'a [Estimate]>,
     history: &'a [RoundScore],
 }
 
@@ -120,6 +124,7 @@ impl Run {
             noise,
             plan: result.report.plan,
             model: result.report.model,
+            statistics: result.report.statistics.as_deref(),
             history: &result.rounds,
         };
         if let Some(out) = &self.out {
@@ -159,8 +164,7 @@ struct Display {
 impl Display {
     fn new(plan: &Plan) -> Self {
         let clients = &plan.cohort.clients;
-        let n_steps =
-            clients.iter().map(|named| u64::from(plan.steps_per_round(named.records))).sum();
+        let n_steps = clients.iter().map(|named| u64::from(plan.steps_per_round(named))).sum();
         let bar = ProgressBar::new(n_steps);
         let style = "round {prefix} [{bar:30}] {pos}/{len} local steps, {elapsed} in all";
         bar.set_style(
@@ -244,6 +248,9 @@ fn report(plan: &Plan, result: &SimulationResult, summary: &Summary<'_>) -> Stri
     let rows = result.rounds.iter().map(|score| row(score, &countries, by_country)).collect();
     let mut text =
         format!("{}: {} clients, {}\n", plan.name, plan.cohort.clients.len(), summary.noise);
+    for estimate in result.report.statistics.iter().flatten() {
+        text += &format!("asked of all clients: {estimate}\n");
+    }
     if !result.rounds.is_empty() {
         text += &output::table(header, rows);
     }
@@ -251,8 +258,8 @@ fn report(plan: &Plan, result: &SimulationResult, summary: &Summary<'_>) -> Stri
     if let (Some(accuracy), Some(score)) = (summary.accuracy, result.rounds.last()) {
         text += &format!(", accuracy {:.2} %, model {}", 100.0 * accuracy, score.model);
     }
-    if let PrivacyTerms::DpSgd { epsilon, delta, .. } = plan.privacy {
-        text += &format!("\nprivacy by the plan: ε ≤ {epsilon}, δ = {delta:e} for each record");
+    if let PrivacyTerms::DpSgd { unit, epsilon, delta, .. } = plan.privacy {
+        text += &format!("\nprivacy by the plan: ε ≤ {epsilon}, δ = {delta:e} for each {unit}");
     }
     text + "\n"
 }

@@ -1,12 +1,13 @@
 //! What a client says of its privacy is what its journal proves, whatever happens to it.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use comity_federation::RunStatus;
+use comity_privacy::Estimate;
 use serde_json::Value;
 
-use super::{PLAN, Site, WITH_DP, write};
+use super::{PATIENCE, PLAN, Site, WITH_DP, write};
 use crate::Binaries;
 
 /// Kills of a client at work; `make kills` asks for more.
@@ -27,7 +28,7 @@ fn a_statement_is_proved_by_the_journal_and_a_changed_one_is_not() {
     site.start_clients(&clients);
     let run = site.launch();
     assert_eq!(site.wait_for_end(&run).status, RunStatus::Finished);
-    site.deployment.wait_for_clients(super::PATIENCE).unwrap();
+    site.deployment.wait_for_clients(PATIENCE).unwrap();
 
     let ask = |args: &[&str]| site.deployment.client(client, args).unwrap();
     let text = ask(&["privacy", "statement"]).success().unwrap().stdout;
@@ -66,10 +67,16 @@ fn a_statement_is_proved_by_the_journal_and_a_changed_one_is_not() {
     let refused = ask(&["privacy", "verify", "--statement", file]);
     assert!(refused.clone().success().is_err());
     assert!(refused.stderr.contains("older copy"), "{}", refused.stderr);
+    // Nor does a node start on it, or on an edited one: what it has spent would be forgotten.
+    let start = ["start", "--exit-after-runs", "1"];
+    let refused = ask(&start);
+    assert!(refused.clone().success().is_err());
+    assert!(refused.stderr.contains("restored from an older copy"), "{}", refused.stderr);
     let mut flipped = whole.clone();
     flipped[whole.len() / 2] ^= 1;
     fs::write(&journal, &flipped).unwrap();
     assert!(ask(&["privacy", "verify"]).success().is_err());
+    assert!(ask(&start).success().is_err());
     fs::write(&journal, &whole).unwrap();
     assert!(ask(&["privacy", "verify", "--statement", file]).success().is_ok());
 
@@ -77,6 +84,45 @@ fn a_statement_is_proved_by_the_journal_and_a_changed_one_is_not() {
     let exports = Binaries::find().unwrap().folder().join("../ledgers");
     fs::create_dir_all(&exports).unwrap();
     write(&exports.join("one-run.json"), &ask(&["ledger", "show", "--json"]).stdout);
+}
+
+/// Statistics before training, deployed: three noisy answers become one, and are in everybody's ledger.
+#[test]
+fn statistics_are_released_before_training_and_paid_for() {
+    let loss = "0.01, loss = { rho_per_round = 0.01, upper = 4.0 }";
+    let asked = "[analytics]\nrho = 0.05\nqueries = [{ type = \"count\" }, \
+                 { type = \"moments\", lower = -1.0, upper = 1.0 }]\n[cohort]";
+    let plan =
+        PLAN.replace("mode = \"none\"", &WITH_DP.replace("0.01", loss)).replace("[cohort]", asked);
+    let mut site = Site::new(&plan);
+    let clients = site.add_clients(Some((8.0, 1e-4)), false);
+    site.start_clients(&clients);
+    let run = site.launch();
+    let report = site.wait_for_end(&run);
+    assert_eq!(report.status, RunStatus::Finished, "{report:#?}");
+    let rounds: Vec<u32> = report.history.iter().map(|round| round.round).collect();
+    assert_eq!(rounds, [0, 1, 2, 3]);
+    let [Estimate::Count { n }, Estimate::Moments { mean, std }] =
+        &report.statistics.as_ref().unwrap()[..]
+    else {
+        panic!("{:?}", report.statistics)
+    };
+    assert!((n - 600).abs() < 120, "{n}");
+    assert!(mean.len() == 1 && (-1.0..1.0).contains(&mean[0]) && std[0] > 0.0);
+    assert!(
+        report.history[1..].iter().all(|r| r.contributions.iter().all(|c| c.loss_sum.is_some()))
+    );
+    let shown = site.deployment.operator(&["run", "show", &run]).unwrap().success().unwrap().stdout;
+    assert!(shown.contains("asked   count: ") && shown.contains("loss"), "{shown}");
+    site.deployment.wait_for_clients(PATIENCE).unwrap();
+    for client in &clients {
+        let ledger = show(&site, client);
+        assert_eq!(ledger["runs"][0]["rounds_released"], 4);
+        let spent = ledger["spent"]["epsilon"].as_f64().unwrap();
+        assert!((7.9..=8.0).contains(&spent), "{client} spent {spent}");
+        let proof = site.deployment.client(client, &["privacy", "verify"]).unwrap();
+        assert!(proof.clone().success().is_ok(), "{}", proof.stderr);
+    }
 }
 
 /// The client is killed at a random moment of its work, again and again. What it has spent never
@@ -99,11 +145,20 @@ fn a_client_that_is_killed_at_random_never_forgets_what_it_spent() {
     let client = site.add_clients(Some((8.0, 1e-4)), false).remove(0);
     site.launch();
     let mut state = 0x2545_f491_4f6c_dd1d_u64 ^ u64::from(n_kills);
+    // How long it takes to come to work here, so that kills fall into all of its life.
+    let began = Instant::now();
+    site.deployment.start_client(&client, 1).unwrap();
+    while show(&site, &client)["entries"].as_array().unwrap().is_empty() {
+        assert!(began.elapsed() < PATIENCE, "the client does not come to work");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    site.deployment.kill_client(&client);
+    let longest = began.elapsed().as_millis() as u64 + 400;
     let (mut last, mut n_entries) = (0.0, 0);
     for kill in 1..=n_kills {
         site.deployment.start_client(&client, 1).unwrap();
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        std::thread::sleep(Duration::from_millis(20 + (state >> 33) % 500));
+        std::thread::sleep(Duration::from_millis(20 + (state >> 33) % longest));
         site.deployment.kill_client(&client);
         let ledger = show(&site, &client);
         let spent = ledger["spent"]["epsilon"].as_f64().unwrap();
