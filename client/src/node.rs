@@ -11,7 +11,7 @@ use comity_federation::{
     ClientId, ModelDigest, ParticipantEffect, ParticipantEvent, Plan, PlanDigest, RunId, Task,
     Time, Update,
 };
-use comity_privacy::{Charge, Randomness, ReservationKey};
+use comity_privacy::{Charge, PrivacyPlan, Randomness, ReservationKey};
 use comity_proto::convert::{digest, run_id};
 use comity_proto::limits::PLAN_BYTES_MAX;
 use comity_proto::v1::{self, assignment::What};
@@ -37,6 +37,8 @@ pub(crate) struct Node {
     records: Records,
     /// Rounds that wait for the trainer.
     queue: VecDeque<Task>,
+    /// What each run's plan asks of this client's privacy: calibrated once.
+    privacy: BTreeMap<RunId, Option<PrivacyPlan>>,
     /// Size of each round's model, as the coordinator announced it.
     model_bytes: BTreeMap<RunId, u64>,
     training: Option<(Task, oneshot::Receiver<Trained>)>,
@@ -72,6 +74,7 @@ impl Node {
             parts,
             records,
             queue: VecDeque::new(),
+            privacy: BTreeMap::new(),
             model_bytes: BTreeMap::new(),
             training: None,
             n_ended: 0,
@@ -192,6 +195,7 @@ impl Node {
                 info!(%run, status, "run ended");
                 self.queue.retain(|task| task.run != run);
                 let outcome = self.step(link, &run, ParticipantEvent::RunEnded { status }).await?;
+                self.privacy.remove(&run);
                 if self.parts.remove(&run).is_some() {
                     self.n_ended += 1;
                 }
@@ -231,7 +235,7 @@ impl Node {
             self.parts.insert(run.clone(), part);
         }
         let plan = std::sync::Arc::clone(&self.parts[&run].plan);
-        let event = match self.review(&plan) {
+        let event = match self.review(&run, &plan) {
             Ok(()) => ParticipantEvent::Accepted,
             Err(reason) => {
                 warn!(%run, reason, "plan declined");
@@ -249,10 +253,9 @@ impl Node {
     }
 
     /// Whether the institution takes part, or the reason that travels to the operator.
-    fn review(&mut self, plan: &Plan) -> Result<(), String> {
+    fn review(&mut self, run: &RunId, plan: &Plan) -> Result<(), String> {
         self.settings.policy().review(plan, &self.id).map_err(|refusal| refusal.to_string())?;
-        let named = plan.client(&self.id).expect("the policy checked that the plan names us");
-        plan.privacy_plan(named).map_err(|e| e.to_string())?;
+        self.privacy_plan(run, plan)?;
         let dataset = self.records.load(&plan.data).map_err(|error| {
             // Paths and row numbers stay here.
             warn!(error = format!("{error:#}"), "the data do not fit the plan");
@@ -261,6 +264,16 @@ impl Node {
                 .to_owned()
         })?;
         check_units(plan, &dataset).map_err(|error| error.to_string())
+    }
+
+    /// What `plan`, which is the one of `run`, asks of this client's privacy; `None` without DP.
+    fn privacy_plan(&mut self, run: &RunId, plan: &Plan) -> Result<Option<PrivacyPlan>, String> {
+        if !self.privacy.contains_key(run) {
+            let named = plan.client(&self.id).ok_or("the plan does not name this client")?;
+            let privacy = plan.privacy_plan(named).map_err(|e| e.to_string())?;
+            self.privacy.insert(run.clone(), privacy);
+        }
+        Ok(self.privacy[run].clone())
     }
 
     /// Declines a plan that cannot even be recorded.
@@ -380,8 +393,7 @@ impl Node {
 
     /// Debits the ledger for `task`; nothing is trained that is not paid for.
     fn prepare(&mut self, task: &Task, plan: std::sync::Arc<Plan>) -> Result<Job, String> {
-        let named = plan.client(&self.id).ok_or("the plan no longer names this client")?;
-        let privacy = plan.privacy_plan(named).map_err(|e| e.to_string())?;
+        let privacy = self.privacy_plan(&task.run, &plan)?;
         let dataset = self.records.load(&plan.data).map_err(|error| {
             warn!(error = format!("{error:#}"), "the data cannot be read");
             "this institution's data cannot be read".to_owned()

@@ -258,10 +258,8 @@ impl Driver {
         by: String,
     ) -> anyhow::Result<Result<(RunId, PlanDigest), DriverError>> {
         // The same calibration that every client will do: an impossible target stops here.
-        for client in &plan.cohort.clients {
-            if let Err(refusal) = plan.privacy_plan(client) {
-                return Ok(Err(refusal.into()));
-            }
+        if let Err(refusal) = plan.privacy_plans() {
+            return Ok(Err(refusal.into()));
         }
         let now = now();
         let start = match plan.manifest() {

@@ -1,6 +1,6 @@
 //! The plan of a run: data, never code.  Parsed from TOML, validated whole, named by a digest.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use comity_privacy::{
@@ -342,6 +342,24 @@ impl Plan {
         self.privacy_request(client)?.map(calibrate).transpose()
     }
 
+    /// The privacy plans of all clients, in the plan's order; those that declare the same number of
+    /// units share one calibration.
+    ///
+    /// # Errors
+    /// As [`privacy_plan`](Self::privacy_plan), for the first client whose target cannot be reached.
+    pub fn privacy_plans(&self) -> Result<Vec<Option<PrivacyPlan>>, PlanError> {
+        let mut known = BTreeMap::new();
+        let mut plans = Vec::with_capacity(self.cohort.clients.len());
+        for client in &self.cohort.clients {
+            let units = self.units_declared(client);
+            if !known.contains_key(&units) {
+                known.insert(units, self.privacy_plan(client)?);
+            }
+            plans.push(known[&units].clone());
+        }
+        Ok(plans)
+    }
+
     /// What the terms ask of `client`; `None` where the plan trains without DP.
     ///
     /// # Errors
@@ -674,6 +692,27 @@ fixed_point_bits = 22
             let error = Plan::from_toml(&SAMPLE.replacen(from, to, 1)).unwrap_err().to_string();
             assert!(error.contains(expected), "{from} -> {to}: {error}");
         }
+    }
+
+    #[test]
+    fn the_sample_that_protects_persons_parses() {
+        let plan = Plan::from_toml(include_str!("../../docs/samples/persons.toml")).unwrap();
+        assert_eq!(plan.unit(), Some(PrivacyUnit::Person { records_max: 8 }));
+        assert_eq!(plan.first_round(), 0);
+        for client in &plan.cohort.clients {
+            let privacy = plan.privacy_plan(client).unwrap().unwrap();
+            assert!((0.2..10.0).contains(&privacy.noise_multiplier()), "{privacy:?}");
+        }
+    }
+
+    #[test]
+    fn clients_that_declare_the_same_share_a_privacy_plan() {
+        let plan = sample();
+        let plans = plan.privacy_plans().unwrap();
+        let alone: Vec<_> =
+            plan.cohort.clients.iter().map(|c| plan.privacy_plan(c).unwrap()).collect();
+        assert_eq!(plans, alone);
+        assert!(plans[0] != plans[1] && plans[1] == plans[2]);
     }
 
     #[test]

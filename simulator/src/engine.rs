@@ -161,7 +161,10 @@ impl<'a> Engine<'a> {
         let id = RunId::derive(&plan.name, &plan.digest(), FEDERATION, now);
         let run = Run::new(id, plan.clone(), model.digest(), now);
         let mut clients = BTreeMap::new();
-        for (named, (client, shard)) in plan.cohort.clients.iter().zip(&data.shards) {
+        let plans = plan.privacy_plans()?;
+        for ((named, privacy), (client, shard)) in
+            plan.cohort.clients.iter().zip(plans).zip(&data.shards)
+        {
             let budget = budget(plan, client)?;
             let limit = Limit { budget, exempt_allowed: budget.is_none() };
             clients.insert(
@@ -176,7 +179,7 @@ impl<'a> Engine<'a> {
                         records_declared: named.records,
                         persons_declared: named.persons,
                     },
-                    privacy: plan.privacy_plan(named)?,
+                    privacy,
                     ledger: Ledger::new(limit),
                     entries: Vec::new(),
                 },

@@ -233,11 +233,11 @@ fn number(epsilon: f64) -> String {
 
 fn plan_costs(plan: &Plan) -> anyhow::Result<Vec<ClientCost>> {
     let mut costs = Vec::with_capacity(plan.cohort.clients.len());
-    for named in &plan.cohort.clients {
-        let privacy = plan.privacy_plan(named).map_err(|error| {
-            let hint = "raise privacy.epsilon, or lower rounds, local_epochs or the metrics' rho";
-            Hint::attach(error.into(), hint)
-        })?;
+    let plans = plan.privacy_plans().map_err(|error| {
+        let hint = "raise privacy.epsilon, or lower rounds, local_epochs or the metrics' rho";
+        Hint::attach(error.into(), hint)
+    })?;
+    for (named, privacy) in plan.cohort.clients.iter().zip(plans) {
         let total = privacy.as_ref().map(|privacy| privacy.epsilon_total());
         let steps_per_round = plan.steps_per_round(named);
         costs.push(ClientCost {
