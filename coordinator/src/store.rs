@@ -149,7 +149,8 @@ impl Store {
         let Some(mut report) = self.get_value::<RunReport>(RUNS, run.as_str())? else {
             return Ok(None);
         };
-        for round in 1..=report.round {
+        // Round 0 is there where the plan asked for statistics.
+        for round in 0..=report.round {
             let key = round_key(run, round);
             if let Some(round) = self.get_value::<RoundReport>(ROUNDS, &key)? {
                 report.history.push(round);

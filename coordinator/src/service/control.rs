@@ -122,7 +122,8 @@ impl Control for ControlService {
         let report = self.driver.report(run.clone()).await.map_err(status)?;
         let (round, model) = match request.round {
             None => {
-                (report.history.iter().filter(|r| r.model.is_some()).count() as u32, report.model)
+                let last = report.history.iter().rfind(|r| r.model.is_some());
+                (last.map_or(0, |last| last.round), report.model)
             }
             Some(0) => {
                 let start = report.history.first().map_or(report.model, |first| first.base);
