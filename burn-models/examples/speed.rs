@@ -15,7 +15,7 @@ const N_REPEATS: usize = 5;
 
 fn network(pool: Option<Layer>) -> ModelSpec {
     let mut layers = vec![Layer::Conv2d { out: 16, kernel: 8, stride: 2, padding: 2 }, Layer::Tanh];
-    layers.extend(pool);
+    layers.extend(pool.clone());
     layers.extend([Layer::Conv2d { out: 32, kernel: 4, stride: 2, padding: 0 }, Layer::Tanh]);
     layers.extend(pool);
     layers.extend([

@@ -1,26 +1,26 @@
 //! DP-SGD's clipped gradient sum by book-keeping (Bu, Wang, Zha & Karypis 2023,
 //! <https://arxiv.org/abs/2210.00038>), of examples or of persons.
 //!
-//! The parameters are untracked, so the one backward pass computes only the gradients `d` of the
-//! summed loss with respect to each layer's output, and never a weight gradient. Examples do not
-//! mix, so row `i` of `d` is example `i`'s own. With a layer's input `a`, example `i`'s weight
-//! gradient is `d_i a_iᵀ`; its norm follows from `d` and `a`, and the clipped sum is one product
-//! in which `d` is scaled by the clipping factors.
+//! The layers' own way back (`layers`) computes the gradients `d` of the summed loss with respect
+//! to each layer's output, and never a weight gradient. Examples do not mix, so row `i` of `d` is
+//! example `i`'s own. With a layer's input `a`, example `i`'s weight gradient is `d_i a_iᵀ`; its
+//! norm follows from `d` and `a`, and the clipped sum is one product in which `d` is scaled by the
+//! clipping factors.
 //!
 //! The factors follow [`comity_privacy::clip_factor`], computed in `f64` from norms read back.
 //! How norms and sums follow from a layer's `a` and `d` is in `site`; who is clipped together, in
 //! `units`.
 
-use burn::tensor::{Bool, Gradients, Tensor, TensorData};
+use burn::tensor::{Bool, Tensor, TensorData, activation};
 use comity_datasets::Batch;
 
-use crate::model::{Trace, cross_entropy, read};
-use crate::site::Site;
+use crate::layers::Signal;
+use crate::model::read;
 use crate::units::Units;
 use crate::{Model, TrainError};
 
 /// Sum over the examples of `batch` whose `mask` is true of their gradients, each scaled to L2
-/// norm at most `clip_norm_l2`: `[n_parameters]` in the manifest's order.
+/// norm at most `clip_norm_l2`: `[n_trainable]` in the manifest's order.
 ///
 /// An example whose gradient is not finite contributes zero, and so does padding. Sums are of f32;
 /// over many microbatches, add the results in f64.
@@ -42,7 +42,7 @@ pub fn clipped_gradient_sum(
 
 /// Sum over persons of their gradients, each scaled to L2 norm at most `clip_norm_l2`; a person's
 /// gradient is the sum of the gradients of those of its examples in `batch` whose `mask` is true.
-/// The result is `[n_parameters]` in the manifest's order.
+/// The result is `[n_trainable]` in the manifest's order.
 ///
 /// `persons`, one for each example, tells whose it is: any number below the number of examples.
 /// All of a person's examples must be in this one call, or the person is
@@ -79,12 +79,14 @@ fn clipped_sum(
     let features = model.features(batch)?;
     let n = batch.labels.len();
     if !mask.contains(&true) {
-        return Ok(vec![0.0; model.manifest().n_parameters()]);
+        return Ok(vec![0.0; model.manifest().n_trainable()]);
     }
-    let (logits, traces) = model.forward_traced(features);
-    // The sum, never the mean: row i of each probe's gradient must be example i's own gradient.
-    let mut gradients = cross_entropy(logits, model.labels(batch)).sum().backward();
-    let sites: Vec<Site> = traces.into_iter().map(|trace| site(trace, &mut gradients)).collect();
+    let (logits, back) = model.trace(features);
+    // The sum's gradient, never the mean's: row i must be example i's own gradient. That of
+    // cross-entropy is softmax minus the label's unit vector.
+    let d = activation::softmax(logits, 1) - model.unit_vectors(batch);
+    let mut sites = Vec::new();
+    back(Signal::Flat(d), &mut sites);
 
     let device = model.device();
     let order = units.order(device);
@@ -119,33 +121,15 @@ fn clipped_sum(
         let dropped: Vec<bool> = squared_norms.iter().map(|norm| !norm.is_finite()).collect();
         Tensor::<1, Bool>::from_data(TensorData::new(units.of_examples(&dropped), [n]), device)
     });
-    let mut sum = Vec::with_capacity(model.manifest().n_parameters());
+    let mut sum = vec![0.0; model.manifest().n_trainable()];
     for site in sites {
         let site = match &dropped {
             None => site,
             Some(dropped) => site.without(dropped),
         };
-        site.push_weighted_sum(&factors, &mut sum);
+        site.write_weighted_sum(&factors, &mut sum);
     }
     Ok(sum)
-}
-
-/// What a layer did, with the loss's gradient with respect to its output.
-fn site(trace: Trace, gradients: &mut Gradients) -> Site {
-    const DEPENDS: &str = "the loss depends on each layer";
-    match trace {
-        Trace::Linear { input, probe } => {
-            let d = probe.grad_remove(gradients).expect(DEPENDS);
-            let ([n, n_in], [_, n_out]) = (input.dims(), d.dims());
-            Site::Product { a: input.reshape([n, 1, n_in]), d: d.reshape([n, 1, n_out]) }
-        }
-        Trace::Conv2d { input, columns, probe, window } => {
-            let d = probe.grad_remove(gradients).expect(DEPENDS);
-            let [n, n_out, height, width] = d.dims();
-            let columns = columns.unwrap_or_else(|| window.unfold(input));
-            Site::convolution(columns, d.reshape([n, n_out, height * width]))
-        }
-    }
 }
 
 #[cfg(test)]

@@ -33,6 +33,14 @@ pub enum TrainError {
         /// Of the data.
         got: usize,
     },
+    /// A token that the embedding does not have.
+    #[error(
+        "the data hold a token that is not a whole number below {vocabulary}; check the client's tokenizer against the plan's vocabulary"
+    )]
+    Token {
+        /// Number of tokens of the model.
+        vocabulary: usize,
+    },
     /// The settings cannot be used.
     #[error("plan key `{key}`: {reason}")]
     Setting {

@@ -31,8 +31,8 @@ impl<'a> Examples<'a> {
         normalise: Normalise,
     ) -> Result<Self, TrainError> {
         let shapes = spec.shapes(dataset.shape())?;
-        let Some(Layer::Scattering { scales, angles, norm_groups }) =
-            spec.layers[..spec.n_front()].first().copied()
+        let Some(&Layer::Scattering { scales, angles, norm_groups }) =
+            spec.layers[..spec.n_front()].first()
         else {
             return Ok(Self::Rows(dataset, normalise));
         };

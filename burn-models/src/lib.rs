@@ -14,6 +14,7 @@ mod error;
 mod evaluate;
 mod front;
 mod gradient;
+mod layers;
 mod model;
 mod noise_pool;
 mod optimizer;

@@ -83,7 +83,7 @@ pub fn local_round(
     })?;
     let Some((plan, randomness)) = privacy else {
         let after = train_plain(&training, batch_seed(task), progress)?;
-        let delta = grid.delta(task.base.values(), after.values())?;
+        let delta = trained_delta(task, grid, &after)?;
         return Ok(reservation.release_exempt(RoundOutput {
             delta,
             n_correct: None,
@@ -113,7 +113,7 @@ pub fn local_round(
         }
     }
     let after = train_private(&training, &mut session, progress)?;
-    let delta = grid.delta(task.base.values(), after.values())?;
+    let delta = trained_delta(task, grid, &after)?;
     Ok(session.finish(RoundOutput { delta, n_correct, loss_sum }))
 }
 
@@ -139,6 +139,16 @@ fn statistics(
         n_correct: None,
         loss_sum: None,
     })?)
+}
+
+/// The change of what is trained; the frozen parameters after it have not moved.
+fn trained_delta(
+    task: &LocalRound<'_>,
+    grid: FixedPoint,
+    after: &Parameters,
+) -> Result<Delta, RoundError> {
+    let n = task.plan.manifest()?.n_trainable();
+    Ok(grid.delta(&task.base.values()[..n], &after.values()[..n])?)
 }
 
 /// Seeds the order of batches where there is no DP: the same in simulation and deployment.

@@ -237,16 +237,13 @@ impl<'a> Trainer<'a> {
                 .training
                 .ema_decay
                 .map(|decay| WeightAverage::new(decay, task.start.values())),
-            optimizer: OptimizerState::new(
-                task.training.optimizer,
-                model.manifest().n_parameters(),
-            ),
+            optimizer: OptimizerState::new(task.training.optimizer, model.manifest().n_trainable()),
             model,
             n_threads,
         })
     }
 
-    /// Sum of `gradient` over `microbatches`, `[n_parameters]`.
+    /// Sum of `gradient` over `microbatches`, `[n_trainable]`.
     ///
     /// All microbatches have the same shape, short ones padded, so that an accelerator compiles
     /// its kernels once. Their sums are added in f64 in their order, so the result does not depend
@@ -268,7 +265,7 @@ impl<'a> Trainer<'a> {
             });
             gradient(&self.model, &Padded { batch, mask, slots })
         };
-        let mut sum = vec![0.0; self.values.len()];
+        let mut sum = vec![0.0; self.model.manifest().n_trainable()];
         for wave in microbatches.chunks(self.n_threads) {
             let (first, others) = wave.split_first().expect("chunks are not empty");
             let parts: Vec<Result<Vec<f32>, TrainError>> = thread::scope(|scope| {
@@ -291,7 +288,8 @@ impl<'a> Trainer<'a> {
     }
 
     fn step(&mut self, gradient: &[f32]) -> Result<(), TrainError> {
-        self.optimizer.step(&mut self.values, gradient);
+        // The trained parameters are the first ones.
+        self.optimizer.step(&mut self.values[..gradient.len()], gradient);
         if let Some(average) = &mut self.average {
             average.add(&self.values);
         }

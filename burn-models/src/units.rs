@@ -4,6 +4,7 @@
 //! a layer's inputs and output gradients, one after the other. Persons with equally many examples
 //! make a group, so that nothing is padded and memory does not depend on who is in the batch.
 
+use burn::tensor::kind::Basic;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::Device;
@@ -88,11 +89,11 @@ impl Units {
 
 impl Group {
     /// Rows of the group's examples, `[n_units * size, …]`, out of those of all examples.
-    pub(crate) fn rows<const D: usize>(
+    pub(crate) fn rows<const D: usize, K: Basic>(
         &self,
-        tensor: &Tensor<D>,
+        tensor: &Tensor<D, K>,
         order: Option<&Tensor<1, Int>>,
-    ) -> Tensor<D> {
+    ) -> Tensor<D, K> {
         let n = self.n_units * self.size;
         match order {
             None => tensor.clone(),

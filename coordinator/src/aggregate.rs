@@ -11,21 +11,29 @@ use comity_journal::BlobStore;
 const CHUNK_COORDINATES: usize = 1 << 16;
 
 /// The next model of a round: `base` plus the strategy's step on `updates`, stored as a blob.
+///
+/// Updates hold the trained parameters, which are a model's first ones; the frozen ones after
+/// them are copied. `n_trainable` is the plan's.
 pub(crate) fn fold(
     blobs: &BlobStore,
     settings: &Aggregation,
     base: ModelDigest,
+    n_trainable: usize,
     updates: &[(UpdateDigest, u64)],
 ) -> anyhow::Result<ModelDigest> {
     let mut base = blobs.reader(&base.0).context("the round's model is missing")?;
     let mut readers = Vec::with_capacity(updates.len());
     for (digest, weight) in updates {
         let reader = blobs.reader(&digest.0).with_context(|| format!("update {digest}"))?;
-        ensure!(reader.len() == base.len(), "update {digest} has another length than the model");
+        ensure!(
+            reader.len() == 4 * n_trainable as u64 && reader.len() <= base.len(),
+            "update {digest} has another length than the model's trained part"
+        );
         readers.push((reader, *weight));
     }
     let mut next = blobs.writer()?;
-    let mut left = base.len();
+    let mut left = 4 * n_trainable as u64;
+    let mut frozen = base.len().saturating_sub(left);
     let mut model_bytes = vec![0; CHUNK_COORDINATES * 4];
     let mut update_bytes = vec![0; CHUNK_COORDINATES * 4];
     let mut values = Vec::with_capacity(CHUNK_COORDINATES);
@@ -46,6 +54,12 @@ pub(crate) fn fold(
         }
         next.write(&model_bytes[..n])?;
         left -= n as u64;
+    }
+    while frozen > 0 {
+        let n = usize::try_from(frozen).unwrap_or(usize::MAX).min(model_bytes.len());
+        base.read_exact(&mut model_bytes[..n])?;
+        next.write(&model_bytes[..n])?;
+        frozen -= n as u64;
     }
     Ok(ModelDigest(next.finish()?))
 }
@@ -116,10 +130,29 @@ mod tests {
         }
         let expected = Parameters::new(aggregate(&settings, &base, &sum));
         let start = ModelDigest(blobs.put(&Parameters::new(base).to_bytes()).unwrap());
-        let next = fold(&blobs, &settings, start, &updates).unwrap();
+        let next = fold(&blobs, &settings, start, n, &updates).unwrap();
         assert_eq!(next, expected.digest());
         updates.reverse();
-        assert_eq!(fold(&blobs, &settings, start, &updates).unwrap(), next);
+        assert_eq!(fold(&blobs, &settings, start, n, &updates).unwrap(), next);
+    }
+
+    #[test]
+    fn frozen_parameters_are_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = BlobStore::open(dir.path()).unwrap();
+        let settings = Aggregation {
+            strategy: Strategy::Fedavg,
+            server_learning_rate: 1.0,
+            fixed_point_bits: 22,
+        };
+        let n = 2 * CHUNK_COORDINATES + 5;
+        let values: Vec<f32> = (0..n).map(|i| i as f32).collect();
+        let base = ModelDigest(blobs.put(&Parameters::new(values.clone()).to_bytes()).unwrap());
+        let delta = FixedPoint::new(22).unwrap().delta(&[0.0, 1.0, 2.0], &[1.0, 1.0, 0.5]).unwrap();
+        let update = UpdateDigest(blobs.put(&delta.to_bytes()).unwrap());
+        let next = fold(&blobs, &settings, base, 3, &[(update, 2)]).unwrap();
+        let expected = [&[1.0, 1.0, 0.5], &values[3..]].concat();
+        assert_eq!(next, Parameters::new(expected).digest());
     }
 
     #[test]
@@ -133,7 +166,7 @@ mod tests {
         };
         let base = ModelDigest(blobs.put(&[0; 8]).unwrap());
         let update = UpdateDigest(blobs.put(&[0; 4]).unwrap());
-        let error = fold(&blobs, &settings, base, &[(update, 1)]).unwrap_err();
+        let error = fold(&blobs, &settings, base, 2, &[(update, 1)]).unwrap_err();
         assert!(error.to_string().contains("another length"), "{error}");
     }
 }

@@ -334,6 +334,7 @@ impl Driver {
             Effect::Aggregate { round, base, updates } => {
                 let blobs = self.store.blobs();
                 let plan = plan.clone();
+                let n_trainable = plan.manifest().expect("the plan was validated").n_trainable();
                 let run = id.clone();
                 let Some(to_self) = self.to_self.upgrade() else { return };
                 tokio::task::spawn_blocking(move || {
@@ -341,7 +342,7 @@ impl Driver {
                         aggregate::statistics(&blobs, &plan, base, &updates)
                             .map(|(model, sums)| (model, Some(sums)))
                     } else {
-                        aggregate::fold(&blobs, &plan.aggregation, base, &updates)
+                        aggregate::fold(&blobs, &plan.aggregation, base, n_trainable, &updates)
                             .map(|model| (model, None))
                     };
                     // If the driver is gone, the fold is done again after the restart.

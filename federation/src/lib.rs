@@ -27,7 +27,7 @@ pub use accumulator::Accumulator;
 pub use error::{PlanError, Rejection};
 pub use fixed::{FixedPoint, FixedPointError};
 pub use ids::{ClientId, Country, IdError, ModelDigest, PlanDigest, RunId, UpdateDigest};
-pub use model::{Layer, Manifest, ModelSpec, TensorSpec};
+pub use model::{Layer, Lora, Manifest, ModelSpec, Start, TensorSpec};
 pub use parameters::Parameters;
 pub use participant::{Participant, ParticipantEffect, ParticipantEvent, Task};
 pub use plan::{

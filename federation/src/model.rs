@@ -6,12 +6,18 @@
 
 use chacha20::ChaCha20Rng;
 use rand_core::{Rng, SeedableRng};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Parameters, PlanError};
 
-/// Most layers in one model.
+/// Most layers in one model, those inside of others included.
 const N_LAYERS_MAX: usize = 1024;
+/// Most levels of layers inside of others.
+const N_LEVELS_MAX: usize = 4;
+/// Most tokens of an embedding: features are f32, which hold integers up to here exactly.
+const VOCABULARY_MAX: usize = 1 << 24;
+/// Most positions of a sequence under attention, which takes memory of their square.
+const N_POSITIONS_MAX: usize = 1 << 14;
 /// Most parameters in one model: 2^32 of four bytes are 16 GiB.
 const N_PARAMETERS_MAX: u64 = 1 << 32;
 /// Coarsest scale of a scattering layer: one coefficient to 64 x 64 pixels.
@@ -19,14 +25,22 @@ const SCATTERING_SCALES_MAX: usize = 6;
 /// Most angles of a scattering layer.
 const SCATTERING_ANGLES_MAX: usize = 64;
 
-/// One declared layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One declared layer. A layer maps an example by itself: none looks at the others in its batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Layer {
-    /// Affine map of `[n_in]` to `[out]`, with bias.
+    /// Affine map of `[n_in]` to `[out]`, with bias; of each position of `[positions, n_in]`.
     Linear {
         /// Number of outputs.
         out: usize,
+    },
+    /// As `Linear`, with weight and bias frozen and a trained low-rank change added to the weight:
+    /// `W + (alpha / rank) B A` (Hu et al. 2021, <https://arxiv.org/abs/2106.09685>).
+    LoraLinear {
+        /// Number of outputs.
+        out: usize,
+        /// The trained change.
+        lora: Lora,
     },
     /// 2-D convolution of `[channels, height, width]`, square kernel, with bias.
     Conv2d {
@@ -57,11 +71,55 @@ pub enum Layer {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stride: Option<usize>,
     },
+    /// Group normalisation of `[channels, height, width]` (Wu & He 2018): each group of channels to
+    /// mean 0 and variance 1, then a trained scale and shift for each channel.
+    GroupNorm {
+        /// Number of groups; divides the channels.
+        groups: usize,
+    },
+    /// Layer normalisation (Ba et al. 2016) of `[n]` or of each position of `[positions, n]`, with a
+    /// trained scale and shift for each of `n`.
+    LayerNorm,
+    /// A trained vector for each token: `[positions]` of integers to `[positions, out]`. First layer.
+    Embedding {
+        /// Number of tokens; features are `0..vocabulary`.
+        vocabulary: usize,
+        /// Length of a vector.
+        out: usize,
+    },
+    /// Adds a trained vector to each position of `[positions, n]`.
+    PositionEmbedding,
+    /// Multi-head self-attention over `[positions, n]` (Vaswani et al. 2017): linear maps to query,
+    /// key and value, softmax(query keyᵀ / √(n / heads)) value in each head, a linear map out.
+    Attention {
+        /// Number of heads; divides `n`.
+        heads: usize,
+        /// Whether a position sees itself and earlier ones only.
+        #[serde(default)]
+        causal: bool,
+        /// Freezes the four linear maps and trains this change of each; absent: they are trained.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lora: Option<Lora>,
+    },
+    /// The input plus what `layers` make of it, which has its shape (He et al. 2016).
+    Residual {
+        /// Applied in order.
+        layers: Vec<Self>,
+    },
+    /// `layers`, none of which is trained: their parameters stay as the model starts.
+    Frozen {
+        /// Applied in order.
+        layers: Vec<Self>,
+    },
+    /// Mean over the positions of `[positions, n]`.
+    MeanPool,
     /// `max(x, 0)`.
     Relu,
     /// Hyperbolic tangent.
     Tanh,
-    /// `[channels, height, width]` to `[channels * height * width]`.
+    /// `x Φ(x)` (Hendrycks & Gimpel 2016), exactly.
+    Gelu,
+    /// `[channels, height, width]` or `[positions, n]` to one dimension.
     Flatten,
     /// Wavelet scattering of order two (Bruna & Mallat 2013): `[channels, height, width]` to
     /// `[channels * paths, height / 2^scales, width / 2^scales]`, where
@@ -81,6 +139,16 @@ pub enum Layer {
     },
 }
 
+/// A trained low-rank change of a frozen linear map (Hu et al. 2021).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    /// Rows of `A` and columns of `B`; at most the map's inputs and outputs.
+    pub rank: usize,
+    /// The change is scaled by `alpha / rank`.
+    pub alpha: u32,
+}
+
 fn one() -> usize {
     1
 }
@@ -90,7 +158,41 @@ fn one() -> usize {
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
     /// Applied in order.
+    #[serde(deserialize_with = "layers")]
     pub layers: Vec<Layer>,
+}
+
+/// Reads layers, and says of those that people look for and that cannot be clipped an example at
+/// a time what to use instead.
+fn layers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Layer>, D::Error> {
+    use serde::de::Error;
+    let layers = Vec::<serde_json::Value>::deserialize(deserializer)?;
+    for layer in &layers {
+        refuse_mixing(layer).map_err(D::Error::custom)?;
+    }
+    layers
+        .into_iter()
+        .map(|layer| serde_json::from_value(layer).map_err(D::Error::custom))
+        .collect()
+}
+
+/// Refuses batch normalisation and tied weights, by name, in `layer` and those inside.
+fn refuse_mixing(layer: &serde_json::Value) -> Result<(), String> {
+    let name = layer.get("type").and_then(serde_json::Value::as_str).unwrap_or_default();
+    if name.starts_with("batch_norm") {
+        return Err(format!(
+            "layer type {name:?} mixes the examples of a batch, so that none has a gradient of its own to clip; use group_norm, or layer_norm in a sequence"
+        ));
+    }
+    for key in ["tie", "tied", "tied_to", "tie_weights", "shared", "shared_with"] {
+        if layer.get(key).is_some() {
+            return Err(format!(
+                "key `{key}` of a layer of type {name:?}: layers that share one tensor are not offered, because the norm of its gradient does not follow from the layers' own norms; give each layer a tensor of its own"
+            ));
+        }
+    }
+    let inside = layer.get("layers").and_then(serde_json::Value::as_array);
+    inside.into_iter().flatten().try_for_each(refuse_mixing)
 }
 
 /// One tensor of a model.
@@ -100,8 +202,25 @@ pub struct TensorSpec {
     pub name: String,
     /// Sizes, outermost first.
     pub shape: Vec<usize>,
-    /// Number of inputs to one output, which sets the scale of initial values.
-    pub fan_in: usize,
+    /// Whether it is trained, noised and sent; otherwise it stays as it starts.
+    pub trainable: bool,
+    /// Its values at the start.
+    pub start: Start,
+}
+
+/// A tensor's values at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// Uniform in ±1/√fan_in.
+    Uniform {
+        /// Number of inputs to one output.
+        fan_in: usize,
+    },
+    /// All 0.
+    Zeros,
+    /// All 1.
+    Ones,
 }
 
 impl TensorSpec {
@@ -115,18 +234,25 @@ impl TensorSpec {
 /// The tensors of a model, in the order in which [`Parameters`] lays them out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// In the order of the layers, weight before bias.
+    /// Those that are trained, then those that are frozen; each in the order of the layers, weight
+    /// before bias. So the trained parameters are the first ones.
     pub tensors: Vec<TensorSpec>,
 }
 
 impl Manifest {
-    /// Number of trainable parameters.
+    /// Number of parameters, frozen ones included.
     #[must_use]
     pub fn n_parameters(&self) -> usize {
         self.tensors.iter().map(TensorSpec::n_elements).sum()
     }
 
-    /// Starting values drawn uniformly from ±1/√fan_in (He et al. 2015 with a = √5, PyTorch's
+    /// Number of trained parameters: the first ones of a model's, and all that an update holds.
+    #[must_use]
+    pub fn n_trainable(&self) -> usize {
+        self.tensors.iter().filter(|tensor| tensor.trainable).map(TensorSpec::n_elements).sum()
+    }
+
+    /// Starting values, uniform ones in ±1/√fan_in (He et al. 2015 with a = √5, PyTorch's
     /// default) by ChaCha20 from `seed`: the same on every machine.
     #[must_use]
     pub fn initial_parameters(&self, seed: u64) -> Parameters {
@@ -135,7 +261,18 @@ impl Manifest {
         let mut rng = ChaCha20Rng::from_seed(*key.finalize().as_bytes());
         let mut values = Vec::with_capacity(self.n_parameters());
         for tensor in &self.tensors {
-            let bound = 1.0 / (tensor.fan_in as f32).sqrt();
+            let fan_in = match tensor.start {
+                Start::Uniform { fan_in } => fan_in,
+                Start::Zeros => {
+                    values.resize(values.len() + tensor.n_elements(), 0.0);
+                    continue;
+                }
+                Start::Ones => {
+                    values.resize(values.len() + tensor.n_elements(), 1.0);
+                    continue;
+                }
+            };
+            let bound = 1.0 / (fan_in as f32).sqrt();
             for _ in 0..tensor.n_elements() {
                 // 24 bits make an exact f32 in [0, 1).
                 let unit = (rng.next_u32() >> 8) as f32 * (1.0 / 16_777_216.0);
@@ -159,10 +296,16 @@ impl ModelSpec {
     /// # Errors
     /// [`PlanError::Layer`] names the layer that does not fit and why.
     pub fn shapes(&self, input: &[usize]) -> Result<Vec<Vec<usize>>, PlanError> {
-        if self.layers.is_empty() || self.layers.len() > N_LAYERS_MAX {
+        let n_layers = n_layers(&self.layers, 0).ok_or_else(|| {
+            PlanError::invalid(
+                "model.layers",
+                format!("layers are inside of one another to at most {N_LEVELS_MAX} levels"),
+            )
+        })?;
+        if self.layers.is_empty() || n_layers > N_LAYERS_MAX {
             return Err(PlanError::invalid(
                 "model.layers",
-                format!("{} layers; a model has 1 to {N_LAYERS_MAX}", self.layers.len()),
+                format!("{n_layers} layers; a model has 1 to {N_LAYERS_MAX}"),
             ));
         }
         let mut shape = input.to_vec();
@@ -172,13 +315,19 @@ impl ModelSpec {
                 Layer::Scattering { .. } if index > 0 => {
                     Err("scattering learns nothing and is computed once: put it first".to_owned())
                 }
-                layer => layer.output_shape(&shape),
+                layer => layer.output_shape_at(index, &shape),
             };
             shape =
                 fits.map_err(|reason| PlanError::Layer { index, input: shape.clone(), reason })?;
             shapes.push(shape.clone());
         }
         Ok(shapes)
+    }
+
+    /// Number of tokens, where features are tokens: integers that must not be normalised.
+    #[must_use]
+    pub fn vocabulary(&self) -> Option<usize> {
+        self.layers.first().and_then(Layer::vocabulary)
     }
 
     /// The model's tensors for examples of shape `input` and `n_classes` classes.
@@ -200,47 +349,74 @@ impl ModelSpec {
         let mut before = input.to_vec();
         let mut n_parameters: u64 = 0;
         for (index, (layer, after)) in self.layers.iter().zip(shapes).enumerate() {
-            let weight = match *layer {
-                Layer::Linear { out } => Some((vec![out, before[0]], out)),
-                Layer::Conv2d { out, kernel, .. } => {
-                    Some((vec![out, before[0], kernel, kernel], out))
-                }
-                _ => None,
-            };
-            if let Some((shape, out)) = weight {
-                let fan_in: usize = shape[1..].iter().product();
-                n_parameters = (fan_in as u64)
-                    .checked_mul(out as u64)
-                    .and_then(|n| n.checked_add(out as u64))
-                    .and_then(|n| n.checked_add(n_parameters))
-                    .filter(|n| *n <= N_PARAMETERS_MAX)
-                    .ok_or_else(|| PlanError::Layer {
-                        index,
-                        input: before.clone(),
-                        reason: format!("the model would pass {N_PARAMETERS_MAX} parameters"),
-                    })?;
-                let name = |part: &str| format!("layers.{index}.{part}");
-                tensors.push(TensorSpec { name: name("weight"), shape, fan_in });
-                tensors.push(TensorSpec { name: name("bias"), shape: vec![out], fan_in });
-            }
+            let first = tensors.len();
+            layer.push_tensors(&before, &format!("layers.{index}"), true, &mut tensors);
+            n_parameters = tensors[first..]
+                .iter()
+                .try_fold(n_parameters, |sum, tensor| {
+                    let sides = tensor.shape.iter().map(|side| *side as u64);
+                    let n = sides.into_iter().try_fold(1, u64::checked_mul)?;
+                    sum.checked_add(n).filter(|n| *n <= N_PARAMETERS_MAX)
+                })
+                .ok_or_else(|| PlanError::Layer {
+                    index,
+                    input: before.clone(),
+                    reason: format!("the model would pass {N_PARAMETERS_MAX} parameters"),
+                })?;
             before = after;
         }
-        if tensors.is_empty() {
+        if !tensors.iter().any(|tensor| tensor.trainable) {
             return Err(PlanError::invalid(
                 "model.layers",
                 "no layer has parameters to train".into(),
             ));
         }
+        // Stable, so that the order of the layers remains on both sides.
+        tensors.sort_by_key(|tensor| !tensor.trainable);
         Ok(Manifest { tensors })
     }
 }
 
+/// Number of layers, those inside of others included; `None` if they are too deep.
+fn n_layers(layers: &[Layer], level: usize) -> Option<usize> {
+    if level > N_LEVELS_MAX {
+        return None;
+    }
+    layers.iter().try_fold(layers.len(), |sum, layer| match layer {
+        Layer::Residual { layers } | Layer::Frozen { layers } => {
+            Some(sum + n_layers(layers, level + 1)?)
+        }
+        _ => Some(sum),
+    })
+}
+
 impl Layer {
+    /// Number of tokens, where the layer reads tokens.
+    fn vocabulary(&self) -> Option<usize> {
+        match self {
+            Self::Embedding { vocabulary, .. } => Some(*vocabulary),
+            Self::Frozen { layers } => layers.first().and_then(Self::vocabulary),
+            _ => None,
+        }
+    }
+
+    /// As [`output_shape`](Self::output_shape), of the layer at `index` of several.
+    fn output_shape_at(&self, index: usize, input: &[usize]) -> Result<Vec<usize>, String> {
+        if index > 0 && self.vocabulary().is_some() {
+            return Err("an embedding reads tokens, so it is the first layer".to_owned());
+        }
+        self.output_shape(input)
+    }
+
     /// Shape of the output for an input of shape `input`, or why it does not fit.
     fn output_shape(&self, input: &[usize]) -> Result<Vec<usize>, String> {
         let image = || match *input {
             [channels, height, width] => Ok((channels, height, width)),
             _ => Err("it needs [channels, height, width]; remove an earlier flatten".to_owned()),
+        };
+        let sequence = || match *input {
+            [positions, n] => Ok((positions, n)),
+            _ => Err("it needs [positions, n]; put an embedding before it".to_owned()),
         };
         let windows = |side: usize, kernel: usize, stride: usize, padding: usize| {
             if kernel == 0
@@ -260,10 +436,16 @@ impl Layer {
         };
         match *self {
             Self::Linear { out } => match *input {
-                [_] if out > 0 => Ok(vec![out]),
-                [_] => Err("out must be at least 1".to_owned()),
-                _ => Err("it needs [n]; put a flatten before it".to_owned()),
+                _ if out == 0 => Err("out must be at least 1".to_owned()),
+                [_] => Ok(vec![out]),
+                [positions, _] => Ok(vec![positions, out]),
+                _ => Err("it needs [n] or [positions, n]; put a flatten before it".to_owned()),
             },
+            Self::LoraLinear { out, lora } => {
+                let shape = Self::Linear { out }.output_shape(input)?;
+                lora.check(*input.last().expect("linear has checked it"), out)?;
+                Ok(shape)
+            }
             Self::Conv2d { out, kernel, stride, padding } => {
                 let (_, height, width) = image()?;
                 if out == 0 {
@@ -284,7 +466,6 @@ impl Layer {
                     windows(width, kernel, stride, 0)?,
                 ])
             }
-            Self::Relu | Self::Tanh => Ok(input.to_vec()),
             Self::Scattering { scales, angles, norm_groups } => {
                 let (channels, height, width) = image()?;
                 if !(1..=SCATTERING_SCALES_MAX).contains(&scales)
@@ -309,12 +490,162 @@ impl Layer {
                 }
                 Ok(vec![channels, height >> scales, width >> scales])
             }
+            Self::GroupNorm { groups } => {
+                let (channels, ..) = image()?;
+                if groups == 0 || !channels.is_multiple_of(groups) {
+                    return Err(format!("groups {groups} must divide the {channels} channels"));
+                }
+                Ok(input.to_vec())
+            }
+            Self::LayerNorm => match input.len() {
+                1 | 2 => Ok(input.to_vec()),
+                _ => Err("it needs [n] or [positions, n]; use group_norm for images".to_owned()),
+            },
+            Self::Embedding { vocabulary, out } => match *input {
+                [positions] if (1..=VOCABULARY_MAX).contains(&vocabulary) && out > 0 => {
+                    Ok(vec![positions, out])
+                }
+                [_] => Err(format!("vocabulary is 1 to {VOCABULARY_MAX} and out at least 1")),
+                _ => Err("it needs [positions]: one token a position".to_owned()),
+            },
+            Self::PositionEmbedding => sequence().map(|_| input.to_vec()),
+            Self::Attention { heads, lora, .. } => {
+                let (positions, n) = sequence()?;
+                if positions > N_POSITIONS_MAX {
+                    return Err(format!(
+                        "{positions} positions, attention takes {N_POSITIONS_MAX}; cut the sequences"
+                    ));
+                }
+                if heads == 0 || !n.is_multiple_of(heads) {
+                    return Err(format!("heads {heads} must divide the {n} values of a position"));
+                }
+                lora.map_or(Ok(()), |lora| lora.check(n, n))?;
+                Ok(input.to_vec())
+            }
+            Self::Residual { ref layers } => {
+                if layers.first().and_then(Self::vocabulary).is_some() {
+                    return Err("tokens cannot be added to; put the embedding before it".to_owned());
+                }
+                let after = output_shape_of_all(layers, input)?;
+                if after == input {
+                    Ok(after)
+                } else {
+                    Err(format!("its layers give shape {after:?}; they must give the input's"))
+                }
+            }
+            Self::Frozen { ref layers } => output_shape_of_all(layers, input),
+            Self::MeanPool => sequence().map(|(_, n)| vec![n]),
+            Self::Relu | Self::Tanh | Self::Gelu => Ok(input.to_vec()),
             Self::Flatten => input
                 .iter()
                 .try_fold(1usize, |product, side| product.checked_mul(*side))
                 .map(|n| vec![n])
                 .ok_or_else(|| "its size overflows".to_owned()),
         }
+    }
+
+    /// Appends the layer's tensors for an input of shape `input`, which fits.
+    fn push_tensors(
+        &self,
+        input: &[usize],
+        prefix: &str,
+        trainable: bool,
+        tensors: &mut Vec<TensorSpec>,
+    ) {
+        let mut push = |name: &str, shape: &[usize], trainable, start| {
+            let name = format!("{prefix}.{name}");
+            tensors.push(TensorSpec { name, shape: shape.to_vec(), trainable, start });
+        };
+        let last = *input.last().expect("no shape is empty");
+        match *self {
+            Self::Linear { out } => {
+                let start = Start::Uniform { fan_in: last };
+                push("weight", &[out, last], trainable, start);
+                push("bias", &[out], trainable, start);
+            }
+            Self::LoraLinear { out, lora } => {
+                let start = Start::Uniform { fan_in: last };
+                push("weight", &[out, last], false, start);
+                push("bias", &[out], false, start);
+                // B starts at 0, so that the model starts as its base.
+                push("lora_a", &[lora.rank, last], trainable, start);
+                push("lora_b", &[out, lora.rank], trainable, Start::Zeros);
+            }
+            Self::Conv2d { out, kernel, .. } => {
+                let fan_in = input[0].saturating_mul(kernel * kernel);
+                let start = Start::Uniform { fan_in };
+                push("weight", &[out, input[0], kernel, kernel], trainable, start);
+                push("bias", &[out], trainable, start);
+            }
+            Self::GroupNorm { .. } => {
+                push("weight", &[input[0]], trainable, Start::Ones);
+                push("bias", &[input[0]], trainable, Start::Zeros);
+            }
+            Self::LayerNorm => {
+                push("weight", &[last], trainable, Start::Ones);
+                push("bias", &[last], trainable, Start::Zeros);
+            }
+            Self::Embedding { vocabulary, out } => {
+                push("weight", &[vocabulary, out], trainable, Start::Uniform { fan_in: out });
+            }
+            Self::PositionEmbedding => {
+                push("weight", input, trainable, Start::Uniform { fan_in: last });
+            }
+            Self::Attention { lora, .. } => {
+                let map = match lora {
+                    None => Self::Linear { out: last },
+                    Some(lora) => Self::LoraLinear { out: last, lora },
+                };
+                for name in ["query", "key", "value", "out"] {
+                    map.push_tensors(input, &format!("{prefix}.{name}"), trainable, tensors);
+                }
+            }
+            Self::Residual { ref layers } | Self::Frozen { ref layers } => {
+                let trainable = trainable && matches!(self, Self::Residual { .. });
+                let mut shape = input.to_vec();
+                for (index, layer) in layers.iter().enumerate() {
+                    let prefix = format!("{prefix}.layers.{index}");
+                    layer.push_tensors(&shape, &prefix, trainable, tensors);
+                    shape = layer.output_shape(&shape).expect("the whole was checked");
+                }
+            }
+            Self::MaxPool2d { .. }
+            | Self::AvgPool2d { .. }
+            | Self::MeanPool
+            | Self::Relu
+            | Self::Tanh
+            | Self::Gelu
+            | Self::Flatten
+            | Self::Scattering { .. } => {}
+        }
+    }
+}
+
+/// Shape after `layers`, inside of another layer.
+fn output_shape_of_all(layers: &[Layer], input: &[usize]) -> Result<Vec<usize>, String> {
+    if layers.is_empty() {
+        return Err("it has no layers inside; name at least one".to_owned());
+    }
+    layers.iter().enumerate().try_fold(input.to_vec(), |shape, (index, layer)| {
+        if matches!(layer, Layer::Scattering { .. }) {
+            return Err("scattering is not inside of a layer: put it first".to_owned());
+        }
+        let reason = |reason| format!("layer {index} inside of it, for {shape:?}: {reason}");
+        layer.output_shape_at(index, &shape).map_err(reason)
+    })
+}
+
+impl Lora {
+    fn check(self, n_in: usize, n_out: usize) -> Result<(), String> {
+        if (1..=n_in.min(n_out)).contains(&self.rank) && self.alpha > 0 {
+            return Ok(());
+        }
+        Err(format!(
+            "lora rank {} and alpha {}: rank is 1 to {}, alpha at least 1",
+            self.rank,
+            self.alpha,
+            n_in.min(n_out)
+        ))
     }
 }
 
@@ -408,6 +739,129 @@ mod tests {
         assert_ne!(a.digest(), manifest.initial_parameters(2).digest());
         let bound = 1.0 / 8.0;
         assert!(a.values()[..1024].iter().all(|v| v.abs() <= bound));
+    }
+
+    #[test]
+    fn trained_tensors_come_first_and_frozen_ones_do_not_count() {
+        let lora = Lora { rank: 2, alpha: 4 };
+        let spec = ModelSpec {
+            layers: vec![
+                Layer::Frozen { layers: vec![Layer::Linear { out: 6 }, Layer::Tanh] },
+                Layer::LoraLinear { out: 5, lora },
+                Layer::LayerNorm,
+                Layer::Linear { out: 3 },
+            ],
+        };
+        let manifest = spec.manifest(&[4], 3).unwrap();
+        let names: Vec<_> = manifest.tensors.iter().map(|t| t.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "layers.1.lora_a",
+                "layers.1.lora_b",
+                "layers.2.weight",
+                "layers.2.bias",
+                "layers.3.weight",
+                "layers.3.bias",
+                "layers.0.layers.0.weight",
+                "layers.0.layers.0.bias",
+                "layers.1.weight",
+                "layers.1.bias",
+            ]
+        );
+        assert_eq!(manifest.n_trainable(), 2 * 6 + 5 * 2 + 2 * 5 + 3 * 5 + 3);
+        assert_eq!(manifest.n_parameters(), manifest.n_trainable() + 6 * 4 + 6 + 5 * 6 + 5);
+        let values = manifest.initial_parameters(1);
+        assert_eq!(values.values().len(), manifest.n_parameters());
+        assert!(values.values()[12..22].iter().all(|v| *v == 0.0), "B starts at zero");
+        assert!(values.values()[22..27].iter().all(|v| *v == 1.0), "a scale starts at one");
+        let frozen = ModelSpec { layers: vec![Layer::Frozen { layers: spec.layers }] };
+        let error = frozen.manifest(&[4], 3).unwrap_err().to_string();
+        assert!(error.contains("no layer has parameters to train"), "{error}");
+    }
+
+    #[test]
+    fn the_sample_transformer_trains_a_small_part() {
+        #[derive(Deserialize)]
+        struct Sample {
+            model: ModelSpec,
+        }
+        let sample: Sample =
+            toml::from_str(include_str!("../../docs/samples/transformer.toml")).unwrap();
+        let manifest = sample.model.manifest(&[64], 4).unwrap();
+        // LoRA of four maps of attention and two others, three norms, the last layer.
+        let lora = 4 * 4 * (64 + 64) + 2 * 4 * (64 + 256);
+        assert_eq!(manifest.n_trainable(), lora + 3 * 2 * 64 + 4 * 64 + 4);
+        assert!(manifest.n_parameters() > 50 * manifest.n_trainable());
+        assert_eq!(sample.model.vocabulary(), Some(4000));
+        let json = serde_json::to_vec(&sample.model).unwrap();
+        assert_eq!(serde_json::from_slice::<ModelSpec>(&json).unwrap(), sample.model);
+    }
+
+    #[test]
+    fn what_mixes_examples_or_ties_weights_is_refused_with_the_alternative() {
+        for (layers, alternative) in [
+            ("{ type = \"batch_norm\" }", "use group_norm"),
+            ("{ type = \"batch_norm2d\", momentum = 0.1 }", "use group_norm"),
+            ("{ type = \"residual\", layers = [{ type = \"batch_norm\" }] }", "use group_norm"),
+            ("{ type = \"linear\", out = 3, tied_to = 0 }", "a tensor of its own"),
+            (
+                "{ type = \"frozen\", layers = [{ type = \"relu\", tie = 1 }] }",
+                "a tensor of its own",
+            ),
+        ] {
+            let text = format!("layers = [{layers}]");
+            let error = toml::from_str::<ModelSpec>(&text).unwrap_err().to_string();
+            assert!(error.contains(alternative), "{error}");
+            let json = serde_json::to_string(&toml::from_str::<toml::Table>(&text).unwrap());
+            let error = serde_json::from_str::<ModelSpec>(&json.unwrap()).unwrap_err().to_string();
+            assert!(error.contains(alternative), "{error}");
+        }
+    }
+
+    #[test]
+    fn layers_of_sequences_that_do_not_fit_are_refused_with_the_remedy() {
+        use Layer::{
+            Attention, Embedding, Frozen, GroupNorm, LayerNorm, Linear, MeanPool, Residual,
+        };
+        let attention = |heads, lora| Attention { heads, causal: false, lora };
+        let tokens = Embedding { vocabulary: 9, out: 6 };
+        let lora = |rank, alpha| Lora { rank, alpha };
+        for (layers, input, part) in [
+            (vec![attention(4, None)], vec![5, 6], "heads 4 must divide"),
+            (vec![attention(0, None)], vec![5, 6], "heads 0 must divide"),
+            (vec![attention(2, None)], vec![1 << 15, 6], "cut the sequences"),
+            (vec![attention(2, Some(lora(7, 1)))], vec![5, 6], "rank is 1 to 6"),
+            (vec![attention(2, Some(lora(1, 0)))], vec![5, 6], "alpha at least 1"),
+            (vec![MeanPool], vec![6], "put an embedding before it"),
+            (vec![GroupNorm { groups: 2 }], vec![3, 4, 4], "must divide the 3 channels"),
+            (vec![LayerNorm], vec![3, 4, 4], "use group_norm"),
+            (vec![Embedding { vocabulary: 0, out: 6 }], vec![5], "vocabulary is 1 to"),
+            (vec![tokens.clone()], vec![3, 4, 4], "one token a position"),
+            (vec![Linear { out: 4 }, tokens.clone()], vec![5], "it is the first layer"),
+            (
+                vec![Residual { layers: vec![tokens.clone(), MeanPool] }],
+                vec![6],
+                "put the embedding before",
+            ),
+            (vec![Residual { layers: vec![Linear { out: 5 }] }], vec![6], "give the input's"),
+            (vec![Frozen { layers: vec![] }], vec![6], "no layers inside"),
+            (vec![Frozen { layers: vec![LayerNorm, tokens] }], vec![6], "it is the first layer"),
+        ] {
+            let error = ModelSpec { layers }.shapes(&input).unwrap_err().to_string();
+            assert!(error.contains("layer 0") || error.contains("layer 1"), "{error}");
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn layers_too_deep_inside_of_one_another_are_refused() {
+        let mut layer = Layer::Linear { out: 3 };
+        for _ in 0..=N_LEVELS_MAX {
+            layer = Layer::Frozen { layers: vec![layer] };
+        }
+        let error = ModelSpec { layers: vec![layer] }.shapes(&[3]).unwrap_err().to_string();
+        assert!(error.contains("levels"), "{error}");
     }
 
     #[test]

@@ -382,7 +382,7 @@ impl Plan {
             steps_per_round: self.steps_per_round(client),
             rounds: self.rounds,
             clip_norm_l2: *clip_norm_l2,
-            n_parameters: self.manifest()?.n_parameters() as u64,
+            n_parameters: self.manifest()?.n_trainable() as u64,
             metrics_rho_per_round: metrics.and_then(|m| m.accuracy_rho_per_round).unwrap_or(0.0),
             loss: metrics.and_then(|m| m.loss),
             analytics: self.analytics_request(),
@@ -478,6 +478,12 @@ impl Plan {
             "mean must be finite and std positive",
         )?;
         self.manifest()?;
+        check(
+            self.model.vocabulary().is_none()
+                || self.data.normalise == Normalise { mean: 0.0, std: 1.0 },
+            "data.normalise",
+            "an embedding reads tokens as they are; use mean = 0.0 and std = 1.0",
+        )?;
 
         let training = &self.training;
         check((1..=1 << 24).contains(&training.batch), "training.batch", "use 1 to 2^24")?;

@@ -201,7 +201,7 @@ impl Run {
     /// If `plan` was not validated: [`Plan`] can be read only through its validation.
     #[must_use]
     pub fn new(id: RunId, plan: Plan, start: ModelDigest, started: Time) -> Self {
-        let n_parameters = plan.manifest().expect("the plan was validated").n_parameters() as u64;
+        let n_parameters = plan.manifest().expect("the plan was validated").n_trainable() as u64;
         let closes = started.after(plan.cohort.gathering_deadline);
         Self {
             id,

@@ -352,12 +352,17 @@ impl<'a> Engine<'a> {
         if round == 0 {
             return self.conclude(updates, observe);
         }
-        let mut sum = Accumulator::new(self.model.values().len());
+        // An update holds the trained parameters, the first ones; the frozen ones stay.
+        let n_trainable = plan.manifest()?.n_trainable();
+        let (trained, frozen) = self.model.values().split_at(n_trainable);
+        let mut sum = Accumulator::new(n_trainable);
         for (digest, weight) in updates {
             sum.add(&self.updates[digest], *weight);
         }
         self.updates.clear();
-        self.model = Parameters::new(aggregate(&plan.aggregation, self.model.values(), &sum));
+        let mut next = aggregate(&plan.aggregation, trained, &sum);
+        next.extend(frozen);
+        self.model = Parameters::new(next);
         let model = self.model.digest();
         let evaluation = evaluate(
             &plan.model,

@@ -1,11 +1,10 @@
 //! Book-keeping against its oracle: each example by itself through ordinary autodiff.
 
 use chacha20::ChaCha20Rng;
-use comity_federation::{Layer, ModelSpec, Parameters};
+use comity_federation::{Layer, Lora, ModelSpec, Parameters};
 use rand_core::{Rng, SeedableRng};
 
 use super::*;
-use crate::site::gram_is_cheaper;
 use crate::{Device, gradient_sum};
 
 const CONV: Layer = Layer::Conv2d { out: 4, kernel: 3, stride: 2, padding: 1 };
@@ -27,7 +26,14 @@ fn setting(layers: &[Layer], input: &[usize], n: usize) -> (Model, Batch) {
     let mut model = Model::new(&spec(&all), input, 3, &device).unwrap();
     let n_parameters = model.manifest().n_parameters();
     model.load(&Parameters::new(uniform(n_parameters, 0.5, &mut rng))).unwrap();
-    let features = uniform(n * input.iter().product::<usize>(), 2.0, &mut rng);
+    let n_features = n * input.iter().product::<usize>();
+    let features = match spec(layers).vocabulary() {
+        None => uniform(n_features, 2.0, &mut rng),
+        // Few tokens, so that they repeat within an example.
+        Some(vocabulary) => {
+            (0..n_features).map(|_| (rng.next_u32() % vocabulary as u32) as f32).collect()
+        }
+    };
     let labels = (0..n).map(|_| rng.next_u32() % 3).collect();
     (model, Batch { features, labels })
 }
@@ -48,7 +54,7 @@ fn person_oracle(
     clip: f64,
 ) -> (Vec<f64>, Vec<f64>) {
     let n_features = model.n_features();
-    let n_parameters = model.manifest().n_parameters();
+    let n_parameters = model.manifest().n_trainable();
     let mut sum = vec![0.0; n_parameters];
     let mut norms = Vec::new();
     for person in 0..mask.len() {
@@ -86,12 +92,15 @@ fn assert_equal(name: &str, got: &[f32], expected: &[f64]) {
     assert_eq!(got.len(), expected.len(), "{name}");
     let difference = norm(got.iter().zip(expected).map(|(a, b)| f64::from(*a) - b));
     let size = norm(expected.iter().copied());
-    assert!(difference <= 1e-5 * size, "{name}: differs by {difference:e} of {size:e}");
+    assert!(difference <= 3e-6 * size, "{name}: differs by {difference:e} of {size:e}");
 }
 
 /// Every layer kind, in the arrangements that differ in arithmetic.
 fn cases() -> Vec<(&'static str, Vec<Layer>, Vec<usize>)> {
-    use Layer::{AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Relu, Tanh};
+    use Layer::{
+        AvgPool2d, Conv2d, Flatten, Frozen, Gelu, GroupNorm, LayerNorm, Linear, LoraLinear,
+        MaxPool2d, MeanPool, PositionEmbedding, Relu, Residual, Tanh,
+    };
     let image = vec![2, 9, 8];
     let conv = |out, kernel, stride, padding| Conv2d { out, kernel, stride, padding };
     let small = |layers: &[Layer]| [layers, &[Flatten]].concat();
@@ -124,14 +133,81 @@ fn cases() -> Vec<(&'static str, Vec<Layer>, Vec<usize>)> {
         (
             "overlapping avg pool",
             small(&[conv(3, 3, 1, 1), AvgPool2d { kernel: 3, stride: Some(2) }, Relu, CONV]),
-            image,
+            image.clone(),
         ),
+        ("group norm", small(&[GroupNorm { groups: 1 }]), image.clone()),
+        (
+            "group norm between convs",
+            small(&[conv(4, 3, 1, 1), GroupNorm { groups: 2 }, Relu, CONV, Gelu]),
+            image.clone(),
+        ),
+        ("layer norm", vec![LayerNorm, Linear { out: 6 }, LayerNorm, Gelu], vec![7]),
+        ("residual", vec![Residual { layers: vec![Linear { out: 7 }, Tanh] }], vec![7]),
+        ("residual conv", small(&[Residual { layers: vec![conv(2, 3, 1, 1), Relu] }]), image),
+        ("embedding, mean", vec![tokens(5, 4), MeanPool], vec![6]),
+        ("embedding, flatten", vec![tokens(50, 4), PositionEmbedding, Flatten], vec![6]),
+        ("one token", vec![tokens(5, 3), Flatten], vec![1]),
+        ("attention", vec![tokens(9, 6), attention(2, false, None), MeanPool], vec![7]),
+        (
+            "causal attention by Gram",
+            vec![tokens(9, 8), attention(1, true, None), Flatten],
+            vec![3],
+        ),
+        ("transformer", transformer(None), vec![7]),
+        ("transformer with LoRA", transformer(Some(LORA)), vec![7]),
+        (
+            "LoRA alone",
+            vec![LoraLinear { out: 9, lora: LORA }, Relu, LoraLinear { out: 5, lora: LORA }],
+            vec![7],
+        ),
+        (
+            "frozen features",
+            vec![Frozen { layers: vec![Linear { out: 9 }, Tanh] }, LayerNorm],
+            vec![7],
+        ),
+        (
+            "frozen between",
+            vec![tokens(9, 6), Frozen { layers: transformer(None)[2..].to_vec() }],
+            vec![7],
+        ),
+        (
+            "frozen embedding",
+            vec![
+                Frozen { layers: vec![tokens(9, 6), PositionEmbedding] },
+                Linear { out: 5 },
+                MeanPool,
+            ],
+            vec![7],
+        ),
+    ]
+}
+
+const LORA: Lora = Lora { rank: 2, alpha: 3 };
+
+fn tokens(vocabulary: usize, out: usize) -> Layer {
+    Layer::Embedding { vocabulary, out }
+}
+
+fn attention(heads: usize, causal: bool, lora: Option<Lora>) -> Layer {
+    Layer::Attention { heads, causal, lora }
+}
+
+/// A transformer of one block with the norm before (Xiong et al. 2020), over 11 tokens.
+fn transformer(lora: Option<Lora>) -> Vec<Layer> {
+    use Layer::{Gelu, LayerNorm, LoraLinear, MeanPool, PositionEmbedding, Residual};
+    let linear = |out| lora.map_or(Layer::Linear { out }, |lora| LoraLinear { out, lora });
+    vec![
+        tokens(11, 6),
+        PositionEmbedding,
+        Residual { layers: vec![LayerNorm, attention(2, true, lora)] },
+        Residual { layers: vec![LayerNorm, linear(10), Gelu, linear(6)] },
+        LayerNorm,
+        MeanPool,
     ]
 }
 
 #[test]
 fn every_layer_kind_equals_the_oracle() {
-    let mut n_gram = 0;
     for (name, layers, input) in cases() {
         let (model, batch) = setting(&layers, &input, 6);
         let mask = [true, true, false, true, true, true];
@@ -143,20 +219,7 @@ fn every_layer_kind_equals_the_oracle() {
             let got = clipped_gradient_sum(&model, &batch, &mask, clip).unwrap();
             assert_equal(&format!("{name}, clip {clip:.3}"), &got, &expected);
         }
-        let (_, traces) = model.forward_traced(model.features(&batch).unwrap());
-        n_gram += traces
-            .iter()
-            .filter(|trace| match trace {
-                Trace::Conv2d { input, probe, window, .. } => {
-                    let [_, n_in, ..] = input.dims();
-                    let [_, n_out, height, width] = probe.dims();
-                    gram_is_cheaper(height * width, n_in * window.kernel.pow(2), n_out)
-                }
-                Trace::Linear { .. } => false,
-            })
-            .count();
     }
-    assert!(n_gram >= 3, "the cases no longer cover the Gram form");
 }
 
 #[test]
@@ -174,6 +237,80 @@ fn a_persons_examples_are_clipped_together() {
             let got = clipped_person_gradient_sum(&model, &batch, &mask, &persons, clip).unwrap();
             assert_equal(&format!("{name}, clip {clip:.3}"), &got, &expected);
         }
+    }
+}
+
+/// Layers of random sizes that fit one another, and the shape of one example.
+fn random_layers(rng: &mut ChaCha20Rng) -> (Vec<Layer>, Vec<usize>) {
+    let mut below = |n: u32| (rng.next_u32() % n) as usize;
+    if below(2) == 0 {
+        let channels = 1 + below(3);
+        let groups = 1 + below(3);
+        let conv = Layer::Conv2d {
+            out: groups * (1 + below(4)),
+            kernel: 1 + below(3),
+            stride: 1 + below(2),
+            padding: 0,
+        };
+        let pool = Layer::MaxPool2d { kernel: 1 + below(2), stride: None };
+        let layers = vec![conv, Layer::GroupNorm { groups }, Layer::Tanh, pool, Layer::Flatten];
+        return (layers, vec![channels, 5 + below(5), 5 + below(5)]);
+    }
+    let (heads, positions) = (1 + below(3), 1 + below(9));
+    let width = heads * (1 + below(5));
+    let lora = (below(2) == 0).then(|| Lora { rank: 1 + below(width as u32), alpha: 2 });
+    let block = vec![Layer::LayerNorm, attention(heads, below(2) == 0, lora), Layer::Gelu];
+    let layers = vec![
+        tokens(1 + below(40), width),
+        Layer::PositionEmbedding,
+        Layer::Residual { layers: block },
+        if below(2) == 0 { Layer::MeanPool } else { Layer::Flatten },
+    ];
+    (layers, vec![positions])
+}
+
+#[test]
+fn random_shapes_masks_and_persons_equal_the_oracle() {
+    for seed in 0..60 {
+        let mut rng = ChaCha20Rng::from_seed([seed; 32]);
+        let (layers, input) = random_layers(&mut rng);
+        let n = 1 + (rng.next_u32() % 7) as usize;
+        let (model, batch) = setting(&layers, &input, n);
+        let mask: Vec<bool> = (0..n).map(|_| !rng.next_u32().is_multiple_of(4)).collect();
+        let persons: Vec<usize> = (0..n).map(|_| rng.next_u32() as usize % n).collect();
+        let (_, norms) = person_oracle(&model, &batch, &mask, &persons, 1.0);
+        let clip = norms.iter().sum::<f64>() / n as f64;
+        let (expected, _) = person_oracle(&model, &batch, &mask, &persons, clip);
+        let got = clipped_person_gradient_sum(&model, &batch, &mask, &persons, clip).unwrap();
+        assert_equal(&format!("seed {seed}: {layers:?}, persons"), &got, &expected);
+        let (expected, _) = oracle(&model, &batch, &mask, clip);
+        let got = clipped_gradient_sum(&model, &batch, &mask, clip).unwrap();
+        assert_equal(&format!("seed {seed}: {layers:?}"), &got, &expected);
+    }
+}
+
+#[test]
+fn only_what_is_trained_has_a_gradient() {
+    let (model, batch) = setting(&transformer(Some(LORA)), &[7], 3);
+    let manifest = model.manifest();
+    let frozen = manifest.tensors.iter().filter(|tensor| !tensor.trainable).count();
+    assert_eq!(frozen, 2 * 6, "weight and bias of six linear maps");
+    assert!(manifest.n_trainable() < manifest.n_parameters());
+    let sum = clipped_gradient_sum(&model, &batch, &[true; 3], 0.5).unwrap();
+    assert_eq!(sum.len(), manifest.n_trainable());
+    assert_eq!(gradient_sum(&model, &batch, &[true; 3]).unwrap().len(), sum.len());
+}
+
+#[test]
+fn a_token_that_is_none_is_left_out_and_without_privacy_refused() {
+    for bad in [-1.0, 11.0, 2.5, f32::NAN, f32::INFINITY, 1e30] {
+        let (model, mut batch) = setting(&transformer(None), &[7], 3);
+        let (expected, _) = oracle(&model, &batch, &[true, false, true], 0.5);
+        batch.features[9] = bad;
+        let got = clipped_gradient_sum(&model, &batch, &[true; 3], 0.5).unwrap();
+        assert_equal(&format!("token {bad}"), &got, &expected);
+        let error = gradient_sum(&model, &batch, &[true; 3]).unwrap_err().to_string();
+        assert!(error.contains("whole number below 11"), "{error}");
     }
 }
 
@@ -267,7 +404,7 @@ fn one_bad_feature_is_enough_to_be_dropped() {
 #[test]
 fn an_empty_batch_and_a_batch_of_padding_are_zero() {
     let (model, batch) = setting(&[CONV, Layer::Flatten], &[2, 9, 8], 3);
-    let zeros = vec![0.0; model.manifest().n_parameters()];
+    let zeros = vec![0.0; model.manifest().n_trainable()];
     assert_eq!(clipped_gradient_sum(&model, &batch, &[false; 3], 1.0).unwrap(), zeros);
     let empty = Batch { features: vec![], labels: vec![] };
     assert_eq!(clipped_gradient_sum(&model, &empty, &[], 1.0).unwrap(), zeros);
