@@ -3,10 +3,11 @@
 #   make demo [DATA=dir]   the main job: three countries train one model on this machine
 #   make test              everything that continuous integration checks
 #   make ledgers           the tests' privacy ledgers, recomputed with dp-accounting (Python)
+#   make mutants           plants defects of privacy; each must be caught by the test that it names
 #   make kills             1,000 kills of a client at work; the ledger forgets nothing
 #   make bench             the benches, with the same optimised dependencies
 
-.PHONY: help demo test ledgers kills build setup-rust setup-data bench
+.PHONY: help demo test ledgers mutants kills build setup-rust setup-data bench
 .DEFAULT_GOAL := help
 
 PACKAGE_DIR := /usr/share/datasets/fashion-mnist
@@ -36,9 +37,14 @@ test: setup-rust
 	@.ci/test.sh
 	cargo test --locked --workspace --doc
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+	target/debug/comity-mutants
 
 ledgers:
 	@.ci/ledger.sh
+
+mutants: setup-rust
+	cargo build --locked --workspace
+	target/debug/comity-mutants
 
 kills: setup-rust
 	cargo build --locked --workspace

@@ -3,8 +3,11 @@
 //!
 //! The harness is [`Deployment`]: one coordinator and any number of clients, each a process with
 //! a folder and certificates of its own.  The demo (`comity-demo`) drives the same harness.
+//!
+//! [`mutants`] are planted defects that the tests of privacy have to notice (`comity-mutants`).
 
 mod deployment;
+pub mod mutants;
 
 pub use deployment::{Binaries, ClientSetup, Deployment, Finished};
 
