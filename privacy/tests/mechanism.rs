@@ -23,6 +23,8 @@ fn plan(steps_per_round: u32, n_parameters: usize) -> PrivacyPlan {
         clip_norm_l2: 0.7,
         n_parameters: n_parameters as u64,
         metrics_rho_per_round: RHO,
+        loss: None,
+        analytics: None,
     })
     .unwrap()
 }

@@ -343,12 +343,11 @@ impl Audit {
             (Ok(a), Ok(b)) => {
                 let bytes = |output: &RoundOutput| output.delta.to_bytes().len();
                 check(bytes(a) == bytes(b), "the sizes of what leaves differ");
-                check(
-                    a.n_correct.is_some() == b.n_correct.is_some(),
-                    "a count leaves one run and not the other",
-                );
                 check(a.delta == b.delta, "what leaves differs though all released sums are equal");
-                check(a.n_correct == b.n_correct, "the count that leaves has no noise of its own");
+                check(
+                    (a.n_correct, a.loss_sum) == (b.n_correct, b.loss_sum),
+                    "a figure leaves without noise",
+                );
             }
             (Err(a), Err(b)) => check(false, &format!("both runs failed: {a}; {b}")),
             (Err(error), Ok(_)) => check(false, &format!("only the run with it failed: {error}")),
@@ -363,16 +362,21 @@ impl Audit {
         let full = a.draws.len() == planned
             && a.draws.iter().all(|d| d.n_values as u64 == self.privacy.n_parameters());
         check(full, "not every parameter of every step had noise drawn");
-        let planned = usize::from(self.privacy.metrics_rho_per_round() > 0.0);
+        let count = Some(self.privacy.metrics_rho_per_round()).filter(|rho| *rho > 0.0);
+        let planned: Vec<f64> =
+            count.into_iter().chain(self.privacy.loss().map(|loss| loss.rho_per_round)).collect();
         check(
-            a.counts.len() == planned && b.counts.len() == planned,
-            "a count left without noise, or noise was drawn for none",
+            a.counts.len() == planned.len() && b.counts.len() == planned.len(),
+            "a figure left without noise, or noise was drawn for none",
         );
-        for (a, b) in a.counts.iter().zip(&b.counts) {
-            check(a.sigma == b.sigma, "the noise of the count differs in scale");
-            let rho = self.privacy.metrics_rho_per_round();
-            check(a.sigma >= 1.0 / (2.0 * rho).sqrt(), "the count's noise is less than accounted");
-            check(a.before.abs_diff(b.before) <= 1, "one record changes the count by more than 1");
+        for ((a, b), rho) in a.counts.iter().zip(&b.counts).zip(planned) {
+            check(a.sigma == b.sigma, "the noise of a figure differs in scale");
+            // ρ-zCDP at sensitivity Δ takes σ = Δ / √(2ρ).
+            let covered = a.sigma * (2.0 * rho).sqrt();
+            check(
+                a.before.abs_diff(b.before) as f64 <= covered,
+                "one record changes a figure by more than its noise covers",
+            );
         }
         problems
     }
