@@ -22,6 +22,48 @@ const CLIP_NORM_L2: f64 = 0.1;
 const LOG2_SIGMA: u32 = 30;
 const SEED: u64 = 1;
 
+/// The network that Opacus is measured on in `opacus_ghost.py`: 56,714 parameters.
+fn small_cnn() -> ModelSpec {
+    let conv = |out| Layer::Conv2d { out, kernel: 3, stride: 1, padding: 0 };
+    let pool = || Layer::MaxPool2d { kernel: 2, stride: None };
+    ModelSpec {
+        layers: vec![
+            conv(16),
+            Layer::Relu,
+            pool(),
+            conv(32),
+            Layer::Relu,
+            pool(),
+            Layer::Flatten,
+            Layer::Linear { out: 64 },
+            Layer::Relu,
+            Layer::Linear { out: 10 },
+        ],
+    }
+}
+
+/// One block of width 64 over 49 tokens of a vocabulary of 256.
+fn transformer() -> ModelSpec {
+    let residual = |layers| Layer::Residual { layers };
+    let attention = Layer::Attention { heads: 4, causal: false, lora: None };
+    ModelSpec {
+        layers: vec![
+            Layer::Embedding { vocabulary: 256, out: 64 },
+            Layer::PositionEmbedding,
+            residual(vec![Layer::LayerNorm, attention]),
+            residual(vec![
+                Layer::LayerNorm,
+                Layer::Linear { out: 128 },
+                Layer::Gelu,
+                Layer::Linear { out: 64 },
+            ]),
+            Layer::LayerNorm,
+            Layer::MeanPool,
+            Layer::Linear { out: 10 },
+        ],
+    }
+}
+
 fn plan() -> Plan {
     Plan::from_toml(include_str!("../../examples/fashion/plan.toml")).expect("the plan is valid")
 }
@@ -37,9 +79,10 @@ fn mlp() -> ModelSpec {
     }
 }
 
-/// Examples of no meaning, in the shape of the plan's data.
-fn microbatch(n_features: usize, n_classes: usize) -> Batch {
-    let features = (0..MICROBATCH * n_features).map(|i| (i * 7919 % 256) as f32 / 128.0 - 1.0);
+/// Examples of no meaning: tokens, or values in [-1, 1).
+fn microbatch(n_features: usize, n_classes: usize, is_tokens: bool) -> Batch {
+    let features = (0..MICROBATCH * n_features).map(|i| (i * 7919 % 256) as f32);
+    let features = features.map(|value| if is_tokens { value } else { value / 128.0 - 1.0 });
     let labels = (0..MICROBATCH).map(|i| (i * 31 % n_classes) as u32);
     Batch { features: features.collect(), labels: labels.collect() }
 }
@@ -57,13 +100,19 @@ fn step(gradient: impl Fn() -> Vec<f32>, n_parameters: usize) -> Vec<f64> {
 fn dp_step(criterion: &mut Criterion<ThreadCpu>) {
     let plan = plan();
     let mask = [true; MICROBATCH];
-    for (name, spec) in [("cnn", plan.model.clone()), ("mlp", mlp())] {
+    let image = plan.data.shape.clone();
+    for (name, spec, shape) in [
+        ("cnn", plan.model.clone(), image.clone()),
+        ("mlp", mlp(), image.clone()),
+        ("small_cnn", small_cnn(), image),
+        ("transformer", transformer(), vec![49]),
+    ] {
         let device = Device::flex().autodiff();
-        let mut model = Model::new(&spec, &plan.data.shape, plan.data.classes, &device)
-            .expect("the layers fit the data");
-        let n_parameters = model.manifest().n_parameters();
+        let mut model =
+            Model::new(&spec, &shape, plan.data.classes, &device).expect("the layers fit the data");
+        let n_parameters = model.manifest().n_trainable();
         model.load(&model.manifest().initial_parameters(SEED)).expect("they fit the model");
-        let batch = microbatch(model.n_features(), plan.data.classes);
+        let batch = microbatch(model.n_features(), plan.data.classes, spec.vocabulary().is_some());
         let mut noise = KeyedNoise::from_os().expect("the system has randomness");
 
         let mut group = criterion.benchmark_group(format!("dp_step/{name}"));
