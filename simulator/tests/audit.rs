@@ -4,6 +4,7 @@
 use comity_federation::{Plan, PrivacyTerms};
 use comity_simulator::SimulationError;
 use comity_simulator::audit::Verdict;
+use comity_simulator::audit::canary::audit_canary;
 use comity_simulator::audit::noise::{N_VALUES_MIN, audit_noise};
 use comity_simulator::audit::replay::{ReplayReport, audit_replay, default_plans};
 
@@ -52,4 +53,17 @@ fn noise_is_distributed_as_accounted() {
     assert_eq!(audit.verdict, Verdict::Pass, "{failures:#?}");
     assert!(audit.kinds.iter().all(|kind| kind.report.n_values >= N_VALUES_MIN));
     assert!(audit_noise(N_VALUES_MIN - 1).is_err());
+}
+
+/// The bounds promise to hold in 95 % of runs; with this noise they lie far below what is claimed.
+#[test]
+fn canaries_do_not_show_more_than_is_claimed_and_would_have() {
+    let canary = audit_canary(1000, 4.0, 1e-5, 1).unwrap();
+    assert_eq!(canary.verdict, Verdict::Pass, "{canary:?}");
+    assert!(canary.claimed_epsilon <= 4.0 && canary.n_controls_found >= 4, "{canary:?}");
+    assert!(canary.audit.epsilon() > 0.0 && canary.audit.tpr_at_fpr_0_01 > 0.01, "{canary:?}");
+    // A hundred canaries cannot refute anything.
+    let few = audit_canary(100, 0.2, 1e-5, 1).unwrap();
+    assert_eq!(few.verdict, Verdict::Inconclusive, "{few:?}");
+    assert!(audit_canary(99, 4.0, 1e-5, 1).is_err());
 }

@@ -3,12 +3,14 @@
 //! - [`replay`]: two runs whose data differ in one record, with the same batches and the same
 //!   released history. What the record changes before the noise must be within the clipping norm,
 //!   and nothing else may change.
+//! - [`canary`]: whether one released model tells which of many canaries were in, more than ε allows.
 //! - [`noise`]: whether the noise that a session adds is distributed as accounted, and independent.
 //!
 //! An audit finds defects; it proves nothing. Each says what it looked at, and PASS is said only
 //! where a defect would have been seen. Its data are generated or public and its budget is its own:
 //! no institution's ledger is touched.
 
+pub mod canary;
 pub mod noise;
 pub mod replay;
 mod tape;

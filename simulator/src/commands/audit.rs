@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use comity_simulator::audit::Verdict;
+use comity_simulator::audit::canary::{CanaryAudit, audit_canary};
 use comity_simulator::audit::noise::{NoiseAudit, audit_noise};
 use comity_simulator::audit::replay::{ReplayReport, audit_replay, default_plans};
 
@@ -20,12 +21,37 @@ use crate::output;
 Examples:
   comity-sim audit replay
   comity-sim audit replay examples/fashion/plan.toml --json
-  comity-sim audit noise")]
+  comity-sim audit noise
+  comity-sim audit canary --epsilon 4")]
 pub(crate) enum Audit {
     /// One record more or less, everything else the same: what changes?
     Replay(ReplayArgs),
     /// Is the noise distributed as accounted, and independent?
     Noise(NoiseArgs),
+    /// Does one released model tell which of many canaries were in, more than ε allows?
+    Canary(CanaryArgs),
+}
+
+#[derive(Args)]
+#[command(after_long_help = "\
+Example:
+  comity-sim audit canary --canaries 2000 --epsilon 2")]
+pub(crate) struct CanaryArgs {
+    /// How many canaries, each in with probability 1/2; 100 to 5000.
+    #[arg(long, default_value_t = 1000)]
+    canaries: usize,
+    /// The ε that is promised, and put to the test.
+    #[arg(long, default_value_t = 4.0)]
+    epsilon: f64,
+    /// The δ that goes with it.
+    #[arg(long, default_value_t = 1e-5)]
+    delta: f64,
+    /// Makes the labels, and decides which canaries are in.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Print as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -82,6 +108,15 @@ impl Audit {
                     output::print_json(&audit)?;
                 } else {
                     output::print(&noise_text(&audit))?;
+                }
+                audit.verdict
+            }
+            Self::Canary(args) => {
+                let audit = audit_canary(args.canaries, args.epsilon, args.delta, args.seed)?;
+                if args.json {
+                    output::print_json(&audit)?;
+                } else {
+                    output::print(&canary_text(&audit))?;
                 }
                 audit.verdict
             }
@@ -152,4 +187,29 @@ fn noise_text(audit: &NoiseAudit) -> String {
         }
     }
     text + &format!("{}\n", audit.verdict)
+}
+
+fn canary_text(canary: &CanaryAudit) -> String {
+    let CanaryAudit { audit, .. } = canary;
+    format!(
+        "{} canaries, {} steps at q = {}\n\
+         epsilon claimed        {:.4} at delta = {:e}\n\
+         epsilon at least       {:.4} (Steinke et al. 2023), {:.4} (Mahloujifar et al. 2024, \
+         Gaussian curve), both at {:.0} %\n\
+         true positive rate     {:.4} at 0.1 % false positives, {:.4} at 1 %\n\
+         a third of the noise   found out in {} of {} controls\n{}\n",
+        canary.n_canaries,
+        canary.n_steps,
+        canary.sampling_rate,
+        canary.claimed_epsilon,
+        audit.delta,
+        audit.snj23_epsilon,
+        audit.mmc24_epsilon,
+        100.0 * audit.confidence,
+        audit.tpr_at_fpr_0_001,
+        audit.tpr_at_fpr_0_01,
+        canary.n_controls_found,
+        canary.n_controls,
+        canary.verdict,
+    )
 }
