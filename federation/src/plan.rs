@@ -1,5 +1,6 @@
 //! The plan of a run: data, never code.  Parsed from TOML, validated whole, named by a digest.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -352,10 +353,11 @@ impl Plan {
         let mut plans = Vec::with_capacity(self.cohort.clients.len());
         for client in &self.cohort.clients {
             let units = self.units_declared(client);
-            if !known.contains_key(&units) {
-                known.insert(units, self.privacy_plan(client)?);
-            }
-            plans.push(known[&units].clone());
+            let plan = match known.entry(units) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => unknown.insert(self.privacy_plan(client)?),
+            };
+            plans.push(plan.clone());
         }
         Ok(plans)
     }
