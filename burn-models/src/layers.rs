@@ -12,6 +12,7 @@ mod conv;
 mod linear;
 mod norm;
 mod sequence;
+mod standardise;
 
 use std::collections::BTreeMap;
 
@@ -26,6 +27,7 @@ use conv::{Conv2d, Pool};
 use linear::Linear;
 use norm::Norm;
 use sequence::Embedding;
+use standardise::Standardise;
 
 /// What flows between layers, and its gradient: `[n, …]` with one example a row.
 #[derive(Clone)]
@@ -65,6 +67,7 @@ pub(crate) enum Operation {
     Conv2d(Conv2d),
     Pool(Pool),
     Norm(Norm),
+    Standardise(Standardise),
     Embedding(Embedding),
     PositionEmbedding(Parameter<2>),
     Attention(Box<Attention>),
@@ -119,6 +122,7 @@ impl<'a> Builder<'a> {
                 Operation::Pool(Pool { is_max: false, kernel, stride: stride.unwrap_or(kernel) })
             }
             Layer::GroupNorm { groups } => Operation::Norm(Norm::new(self, prefix, Some(groups))),
+            Layer::Standardise => Operation::Standardise(Standardise::new(self, prefix)),
             Layer::LayerNorm => Operation::Norm(Norm::new(self, prefix, None)),
             Layer::Embedding { .. } => Operation::Embedding(Embedding::new(self, prefix)),
             Layer::PositionEmbedding => {
@@ -162,6 +166,7 @@ impl Operation {
             Self::Conv2d(conv) => Signal::Image(conv.forward(input.image())),
             Self::Pool(pool) => Signal::Image(pool.forward(input.image())),
             Self::Norm(norm) => norm.forward(input),
+            Self::Standardise(layer) => layer.forward(input),
             Self::Embedding(embedding) => Signal::Sequence(embedding.forward(input.rows())),
             Self::PositionEmbedding(weight) => {
                 Signal::Sequence(input.sequence() + weight.value.clone().unsqueeze())
@@ -191,6 +196,7 @@ impl Operation {
             Self::Conv2d(conv) => conv.trace(input.image(), wants),
             Self::Pool(pool) => pool.trace(input.image()),
             Self::Norm(norm) => norm.trace(input, wants),
+            Self::Standardise(layer) => layer.trace(input, wants),
             Self::Embedding(embedding) => embedding.trace(input.rows()),
             Self::PositionEmbedding(weight) => {
                 let output = self.forward(input);
@@ -250,6 +256,7 @@ impl Operation {
             Self::Linear(linear) => linear.parameters_mut(),
             Self::Conv2d(conv) => conv.parameters_mut(),
             Self::Norm(norm) => vec![One(&mut norm.weight), One(&mut norm.bias)],
+            Self::Standardise(layer) => vec![One(&mut layer.mean), One(&mut layer.std)],
             Self::Embedding(embedding) => vec![Two(&mut embedding.weight)],
             Self::PositionEmbedding(weight) => vec![Two(weight)],
             Self::Attention(attention) => attention.parameters_mut(),
@@ -275,6 +282,7 @@ impl Operation {
             Self::Attention(attention) => attention.has_trainable(),
             Self::Residual(layers) | Self::Frozen(layers) => layers.iter().any(Self::has_trainable),
             Self::Pool(_)
+            | Self::Standardise(_)
             | Self::MeanPool
             | Self::Relu
             | Self::Tanh

@@ -220,15 +220,9 @@ impl Node {
             return Ok(Ok(()));
         }
         if !self.parts.contains_key(&run) {
-            if offer.plan_json.len() > PLAN_BYTES_MAX {
-                return self.refuse(link, &run, "the plan is too long").await;
-            }
-            let plan = match Plan::from_json(&offer.plan_json) {
-                Ok(plan) if plan.digest().0[..] == offer.plan_digest[..] => plan,
-                Ok(_) => {
-                    return self.refuse(link, &run, "the plan is not the one of its digest").await;
-                }
-                Err(error) => return self.refuse(link, &run, &error.to_string()).await,
+            let plan = match plan_of(&offer.plan_json, &offer.plan_digest) {
+                Ok(plan) => plan,
+                Err(reason) => return self.refuse(link, &run, &reason).await,
             };
             info!(%run, plan = %plan.digest(), purpose = plan.purpose, "plan offered");
             let part = self.store.offered(&run, &plan, now())?;
@@ -462,6 +456,18 @@ impl Node {
     }
 }
 
+/// The plan in `json`, which is to have `digest`; or why it is declined.
+fn plan_of(json: &[u8], digest: &[u8]) -> Result<Plan, String> {
+    if json.len() > PLAN_BYTES_MAX {
+        return Err("the plan is too long".to_owned());
+    }
+    let plan = Plan::from_json(json).map_err(|error| error.to_string())?;
+    if plan.digest().0[..] != *digest {
+        return Err("the plan is not the one of its digest; launch it again".to_owned());
+    }
+    Ok(plan)
+}
+
 /// A refusal ends the matter with a line in the log; only a lost connection is an error.
 fn settle(run: &RunId, result: Result<(), CallError>) -> Result<(), String> {
     match result {
@@ -494,4 +500,31 @@ async fn finished(training: &mut Option<(Task, oneshot::Receiver<Trained>)>) -> 
 fn now() -> Time {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Time(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_whose_privacy_is_not_that_of_its_digest_is_declined() {
+        let plan = Plan::from_toml(include_str!("../../examples/fashion/plan.toml")).unwrap();
+        let digest = plan.digest().0;
+        assert_eq!(plan_of(&plan.to_json(), &digest).unwrap(), plan);
+        let text = String::from_utf8(plan.to_json()).unwrap();
+        for (from, to) in [
+            ("\"epsilon\":8.0", "\"epsilon\":80.0"),
+            ("\"delta\":0.00001", "\"delta\":0.0001"),
+            ("\"clip_norm_l2\":0.1", "\"clip_norm_l2\":1.0"),
+            ("\"rounds\":10", "\"rounds\":20"),
+        ] {
+            let to_delta = text.replacen(from, to, 1);
+            let forged = if to_delta == text { text.replacen("1e-5", "1e-4", 1) } else { to_delta };
+            assert_ne!(forged, text, "{from}");
+            let reason = plan_of(forged.as_bytes(), &digest).unwrap_err();
+            assert!(reason.contains("not the one of its digest"), "{from}: {reason}");
+        }
+        assert!(plan_of(b"{}", &digest).is_err());
+        assert!(plan_of(&vec![b' '; PLAN_BYTES_MAX + 1], &digest).unwrap_err().contains("long"));
+    }
 }

@@ -77,6 +77,10 @@ pub enum Layer {
         /// Number of groups; divides the channels.
         groups: usize,
     },
+    /// Each channel of `[channels, height, width]`, or each of `[n]`, minus its mean and over its standard
+    /// deviation, as the plan's statistics estimate them before training; frozen. First layer, and only
+    /// with a `moments` query in `[analytics]`.
+    Standardise,
     /// Layer normalisation (Ba et al. 2016) of `[n]` or of each position of `[positions, n]`, with a
     /// trained scale and shift for each of `n`.
     LayerNorm,
@@ -315,6 +319,7 @@ impl ModelSpec {
                 Layer::Scattering { .. } if index > 0 => {
                     Err("scattering learns nothing and is computed once: put it first".to_owned())
                 }
+                Layer::Standardise if index == 0 => Ok(shape.clone()),
                 layer => layer.output_shape_at(index, &shape),
             };
             shape =
@@ -441,6 +446,9 @@ impl Layer {
                 [positions, _] => Ok(vec![positions, out]),
                 _ => Err("it needs [n] or [positions, n]; put a flatten before it".to_owned()),
             },
+            Self::Standardise => {
+                Err("it brings the data's own features to a common scale: put it first".to_owned())
+            }
             Self::LoraLinear { out, lora } => {
                 let shape = Self::Linear { out }.output_shape(input)?;
                 lora.check(*input.last().expect("linear has checked it"), out)?;
@@ -580,6 +588,10 @@ impl Layer {
             Self::GroupNorm { .. } => {
                 push("weight", &[input[0]], trainable, Start::Ones);
                 push("bias", &[input[0]], trainable, Start::Zeros);
+            }
+            Self::Standardise => {
+                push("mean", &[input[0]], false, Start::Zeros);
+                push("std", &[input[0]], false, Start::Ones);
             }
             Self::LayerNorm => {
                 push("weight", &[last], trainable, Start::Ones);

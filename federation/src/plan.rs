@@ -11,7 +11,7 @@ use comity_privacy::{
 use serde::{Deserialize, Serialize};
 
 use crate::accumulator::WEIGHT_TOTAL_MAX;
-use crate::{ClientId, FixedPoint, Manifest, ModelSpec, PlanDigest, PlanError};
+use crate::{ClientId, FixedPoint, Layer, Manifest, ModelSpec, PlanDigest, PlanError};
 
 /// The tensor of means with which a model begins that standardises features; the one of standard
 /// deviations follows it.
@@ -592,6 +592,15 @@ impl Plan {
             )?;
         }
 
+        let asks_moments = |analytics: &Analytics| {
+            analytics.queries.iter().any(|query| matches!(query, Query::Moments { .. }))
+        };
+        check(
+            self.model.layers.first() != Some(&Layer::Standardise)
+                || self.analytics.as_ref().is_some_and(asks_moments),
+            "model.layers",
+            "standardise needs means and standard deviations: ask for moments in [analytics]",
+        )?;
         if let Some(request) = self.analytics_request() {
             check(
                 self.unit().is_some(),
@@ -763,12 +772,35 @@ fixed_point_bits = 22
         let request = plan.analytics_request().unwrap();
         assert_eq!((plan.first_round(), request.n_values()), (0, 1 + 9));
         assert_eq!((request.n_channels, request.n_classes, request.bits), (4, 3, 16));
+        let request_half = 1_i64 << 15;
         let asked = plan.privacy_request(&plan.cohort.clients[0]).unwrap().unwrap();
         assert_eq!(asked.analytics, Some(request));
         assert_eq!(Plan::from_json(&plan.to_json()).unwrap(), plan);
         assert_eq!(plan.estimates(&[0; 10]).unwrap().len(), 2);
         assert!(plan.estimates(&[0; 9]).is_err() && sample().estimates(&[]).is_err());
         assert_eq!((sample().first_round(), sample().analytics_request()), (1, None));
+
+        // What they say becomes the first model's frozen tensors, behind the trained ones.
+        let first = "[[model.layers]]\ntype = \"standardise\"\n[[model.layers]]";
+        let standardised = Plan::from_toml(&text.replace("[[model.layers]]", first)).unwrap();
+        let n = 200 * request_half;
+        let sums = [600, n, n / 2, n / 4, 0, n / 8, -n, n / 2, 0, n / 2];
+        let (start, values) = standardised.standardisation(&sums).unwrap().unwrap();
+        let manifest = standardised.manifest().unwrap();
+        assert_eq!((start, manifest.n_parameters()), (15, 15 + 8));
+        assert_eq!(manifest.n_trainable(), 15);
+        assert_eq!(values[..4], [0.5, 0.0, -1.0, 0.0]);
+        let std = [0.5_f32, 0.5, 0.002, 1.0];
+        for (std, expected) in values[4..].iter().zip(std) {
+            assert!((std - expected).abs() < 1e-5, "{values:?}");
+        }
+        assert_eq!(plan.standardisation(&sums), Ok(None));
+        let unasked = SAMPLE.replace("[[model.layers]]", first);
+        let error = Plan::from_toml(&unasked).unwrap_err().to_string();
+        assert!(error.contains("ask for moments"), "{error}");
+        let late =
+            text.replace("[training]", "[[model.layers]]\ntype = \"standardise\"\n[training]");
+        assert!(Plan::from_toml(&late).unwrap_err().to_string().contains("put it first"));
         for (from, to, expected) in [
             ("rho = 0.01", "rho = 0.0", "analytics"),
             ("upper = 1.0", "upper = -1.0", "analytics"),

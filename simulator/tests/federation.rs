@@ -1,5 +1,7 @@
 //! Whole federations on small generated data: what a researcher relies on.
 
+use std::collections::BTreeMap;
+
 use comity_burn_models::{Device, DeviceChoice};
 use comity_datasets::{Contract, Dataset, Normalise, Partition, Scale};
 use comity_federation::{Plan, RunStatus};
@@ -155,6 +157,38 @@ fn every_step_and_round_is_reported() {
     assert!(rounds.iter().all(|r| r.bytes.values().all(|bytes| *bytes == 4 * n_parameters)));
 }
 
+/// Too few data to learn from are no reason to tell so: one record without a single value, or none at
+/// all, trains as many steps, pays as much and sends as many bytes as everybody else.
+#[test]
+fn one_record_of_missing_values_and_none_at_all_do_not_show() {
+    let plan = plan(DP);
+    let mut data = data(&plan);
+    let reals = Contract { scale: Scale::Real, ..contract(&plan) };
+    data.shards[0].1 = Dataset::from_reals(&reals, vec![f32::NAN; 4], vec![1]).unwrap();
+    data.shards[1].1 = data.shards[1].1.subset(&[]);
+    let simulation =
+        Simulation { plan: &plan, data: &data, seed: 1, noise: NoiseMode::Seeded, device: &cpu() };
+    let mut steps = BTreeMap::<_, u32>::new();
+    let result = simulation
+        .run(&mut |progress| {
+            if let Progress::Step { client, .. } = progress {
+                *steps.entry(client.clone()).or_default() += 1;
+            }
+        })
+        .unwrap();
+    assert_eq!(result.report.status, RunStatus::Finished);
+    // 32 of 300 declared: one record is in a batch about once in ten steps, so most are empty.
+    let expected = 3 * plan.steps_per_round(&plan.cohort.clients[0]);
+    assert!(steps.len() == 3 && steps.values().all(|n| *n == expected), "{steps:?}");
+    for round in &result.report.history {
+        assert!(round.contributions.len() == 3 && round.missing.is_empty(), "{round:?}");
+        assert!(round.contributions.iter().all(|c| c.n_correct.is_some()));
+        assert!(round.contributions.iter().all(|c| c.bytes == round.contributions[0].bytes));
+    }
+    let spent: Vec<f64> = result.ledgers.values().map(|l| l.spent_at(1e-5).epsilon).collect();
+    assert!(spent.iter().all(|epsilon| *epsilon == spent[0]), "{spent:?}");
+}
+
 /// What the plan asks before training is answered about right, paid for, and repeated by the seed.
 #[test]
 fn statistics_are_asked_before_training() {
@@ -206,6 +240,31 @@ fn statistics_are_asked_before_training() {
         assert!((spent - promised.epsilon_total().epsilon).abs() < 1e-6 && spent <= 8.0, "{spent}");
         assert_eq!(ledger.runs().next().unwrap().rounds_released, 4);
     }
+}
+
+/// The statistics become the model's first tensors, and stay so through training.
+#[test]
+fn features_are_standardised_by_what_was_asked() {
+    let asked = "[analytics]\nrho = 0.4\n\
+                 queries = [{ type = \"moments\", lower = 0.0, upper = 1.0 }]\n[cohort]";
+    let text = PLAN
+        .replace("PRIVACY", DP)
+        .replace("[cohort]", asked)
+        .replace("mean = 0.5, std = 0.5", "mean = 0.0, std = 1.0")
+        .replace("layers = [", "layers = [{ type = \"standardise\" }, ");
+    let plan = Plan::from_toml(&text).unwrap();
+    let result = run(&plan, 1, NoiseMode::Seeded);
+    assert_eq!(result.report.status, RunStatus::Finished, "{:?}", result.report);
+    let Estimate::Moments { mean, std } = &result.report.statistics.as_ref().unwrap()[0] else {
+        panic!("{:?}", result.report.statistics)
+    };
+    let manifest = plan.manifest().unwrap();
+    let frozen = &result.model.values()[manifest.n_trainable()..];
+    let expected: Vec<f32> = mean.iter().chain(std).map(|value| *value as f32).collect();
+    assert_eq!(frozen, expected);
+    let n_trained = 4 * manifest.n_trainable() as u64;
+    assert!(result.rounds[0].bytes.values().all(|bytes| *bytes == n_trained));
+    assert!(result.rounds.last().unwrap().accuracy > 0.6, "{:?}", result.rounds.last());
 }
 
 /// Persons with six rows each, of whom four are used.

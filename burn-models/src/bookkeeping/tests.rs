@@ -99,7 +99,7 @@ fn assert_equal(name: &str, got: &[f32], expected: &[f64]) {
 fn cases() -> Vec<(&'static str, Vec<Layer>, Vec<usize>)> {
     use Layer::{
         AvgPool2d, Conv2d, Flatten, Frozen, Gelu, GroupNorm, LayerNorm, Linear, LoraLinear,
-        MaxPool2d, MeanPool, PositionEmbedding, Relu, Residual, Tanh,
+        MaxPool2d, MeanPool, PositionEmbedding, Relu, Residual, Standardise, Tanh,
     };
     let image = vec![2, 9, 8];
     let conv = |out, kernel, stride, padding| Conv2d { out, kernel, stride, padding };
@@ -141,6 +141,8 @@ fn cases() -> Vec<(&'static str, Vec<Layer>, Vec<usize>)> {
             small(&[conv(4, 3, 1, 1), GroupNorm { groups: 2 }, Relu, CONV, Gelu]),
             image.clone(),
         ),
+        ("standardise", small(&[Standardise, CONV]), image.clone()),
+        ("standardise a list", vec![Standardise, Linear { out: 6 }, Tanh], vec![7]),
         ("layer norm", vec![LayerNorm, Linear { out: 6 }, LayerNorm, Gelu], vec![7]),
         ("residual", vec![Residual { layers: vec![Linear { out: 7 }, Tanh] }], vec![7]),
         ("residual conv", small(&[Residual { layers: vec![conv(2, 3, 1, 1), Relu] }]), image),

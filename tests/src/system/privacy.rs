@@ -92,8 +92,10 @@ fn statistics_are_released_before_training_and_paid_for() {
     let loss = "0.01, loss = { rho_per_round = 0.01, upper = 4.0 }";
     let asked = "[analytics]\nrho = 0.05\nqueries = [{ type = \"count\" }, \
                  { type = \"moments\", lower = -1.0, upper = 1.0 }]\n[cohort]";
-    let plan =
-        PLAN.replace("mode = \"none\"", &WITH_DP.replace("0.01", loss)).replace("[cohort]", asked);
+    let plan = PLAN
+        .replace("mode = \"none\"", &WITH_DP.replace("0.01", loss))
+        .replace("[cohort]", asked)
+        .replace("layers = [", "layers = [\n    { type = \"standardise\" },");
     let mut site = Site::new(&plan);
     let clients = site.add_clients(Some((8.0, 1e-4)), false);
     site.start_clients(&clients);
