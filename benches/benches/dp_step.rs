@@ -15,6 +15,11 @@ use comity_datasets::Batch;
 use comity_federation::{Layer, ModelSpec, Plan};
 use comity_privacy::{KeyedNoise, Noise, NoiseKind};
 use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
+use mimalloc::MiMalloc;
+
+/// As in the client and the simulator.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 const BATCH: usize = 512;
 const MICROBATCH: usize = 128;

@@ -8,8 +8,14 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use comity_simulator::SimulationError;
+use mimalloc::MiMalloc;
 
 use crate::output::Hint;
+
+/// Tensors come and go with each layer; this allocator keeps their memory, where the system's gives it
+/// back and has it cleared again.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Simulate a Comity federation in one process.
 ///
