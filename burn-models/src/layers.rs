@@ -10,6 +10,7 @@ mod activation;
 mod attention;
 mod conv;
 mod linear;
+mod max_pool;
 mod norm;
 mod sequence;
 mod standardise;

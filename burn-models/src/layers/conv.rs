@@ -9,7 +9,9 @@ use burn::tensor::ops::{
     AvgPoolOptions, ConvOptions, ConvTransposeOptions, MaxPoolOptions, PadMode, UnfoldOptions,
 };
 
+use super::max_pool::max_pool;
 use super::{Backward, Builder, Parameter, ParameterMut, Signal};
+use crate::Device;
 use crate::site::Site;
 
 /// From `[n, n_in, height, width]` to `[n, n_out, …]`.
@@ -115,6 +117,14 @@ impl Pool {
 
     pub(super) fn trace(&self, input: Tensor<4>) -> (Signal, Backward) {
         let (kernel, stride) = ([self.kernel; 2], [self.stride; 2]);
+        let is_cpu = input.device() == Device::flex();
+        if self.is_max
+            && is_cpu
+            && let Some((output, argmax)) = max_pool(input.clone(), self.kernel, self.stride)
+        {
+            let back: Backward = Box::new(|d, _| Some(Signal::Image(argmax.gradient(d.image()))));
+            return (Signal::Image(output), back);
+        }
         let saved = input.clone();
         if self.is_max {
             let options = MaxPoolOptions::new(kernel).with_stride(stride);
