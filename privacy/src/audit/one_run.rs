@@ -50,11 +50,11 @@ pub struct OneRunAudit {
     pub confidence: f64,
     /// At this δ.
     pub delta: f64,
-    /// The largest ε that [SNJ23] refutes; 0 if none.
+    /// The largest ε that SNJ23 refutes; 0 if none.
     pub snj23_epsilon: f64,
     /// The guesses that gave it.
     pub snj23_guesses: Guesses,
-    /// The largest μ of a Gaussian trade-off curve that [MMC24] refutes; 0 if none.
+    /// The largest μ of a Gaussian trade-off curve that MMC24 refutes; 0 if none.
     pub mmc24_mu: f64,
     /// The ε of that curve at δ.
     pub mmc24_epsilon: f64,
@@ -144,12 +144,12 @@ fn tpr_at_fpr(ordered: &[(f64, bool)], fpr: f64) -> f64 {
     if n_in == 0 { 0.0 } else { n_true as f64 / n_in as f64 }
 }
 
-/// The largest ε that so many correct guesses refute at `significance`; 0 if none. [SNJ23]
+/// The largest ε that so many correct guesses refute at `significance`; 0 if none. SNJ23
 pub fn snj23_epsilon(guesses: Guesses, delta: f64, significance: f64) -> f64 {
     largest_refuted(|epsilon| snj23_p_value(guesses, epsilon, delta) < significance)
 }
 
-/// At most the probability of so many correct guesses under (ε, δ)-DP: theorem 5.2 of [SNJ23],
+/// At most the probability of so many correct guesses under (ε, δ)-DP: theorem 5.2 of SNJ23,
 /// `P(X ≥ v) + 2 m δ max_i P(v - i ≤ X < v) / i` with `X` binomial.
 pub fn snj23_p_value(guesses: Guesses, epsilon: f64, delta: f64) -> f64 {
     let Guesses { n_canaries, n_guesses, n_correct } = guesses;
@@ -177,13 +177,13 @@ pub fn snj23_p_value(guesses: Guesses, epsilon: f64, delta: f64) -> f64 {
 }
 
 /// The largest μ of a Gaussian trade-off curve that so many correct guesses refute at
-/// `significance`; 0 if none. [MMC24]
+/// `significance`; 0 if none. MMC24
 pub fn mmc24_mu(guesses: Guesses, significance: f64) -> f64 {
     largest_refuted(|mu| mmc24_refutes(guesses, mu, significance))
 }
 
 /// Whether so many correct guesses are less likely than `significance` under the Gaussian trade-off
-/// curve of `mu`: algorithm 3 of [MMC24] with two choices a canary.
+/// curve of `mu`: algorithm 3 of MMC24 with two choices a canary.
 ///
 /// `r` and `h` are the masses, a canary, of runs with right and with wrong guesses that the
 /// recursion still allows; together they must not exceed the share of canaries that were guessed.
