@@ -173,7 +173,7 @@ impl Driver {
     /// If something cannot be made durable: nothing more may then be promised to anybody.
     pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) -> anyhow::Result<()> {
         for run in self.runs.values() {
-            info!(run = %run.id(), status = run.report().status.as_str(), "run resumed");
+            info!(run = %run.id(), status = run.summary().status.as_str(), "run resumed");
             if let Some(effect @ Effect::Aggregate { .. }) = run.pending() {
                 self.perform(run.id(), run.plan(), effect);
             }
@@ -282,7 +282,7 @@ impl Driver {
             by: by.clone(),
         })?;
         let run = Run::new(id.clone(), plan, start, now);
-        self.store.index(&run)?;
+        self.store.index_launched(&run)?;
         info!(run = %id, plan = %digest, by, "run launched");
         self.runs.insert(id.clone(), run);
         self.announce();
@@ -310,13 +310,13 @@ impl Driver {
         }
         log(id, &event);
         let ended = run.outcome().is_some();
-        let plan = run.plan().clone();
         let mut effects = effects.into_iter();
         assert_eq!(effects.next(), Some(Effect::Record), "Record comes first");
         self.store.append(&Entry::Stepped { run: id.clone(), now, event })?;
-        self.store.index(&self.runs[id])?;
+        let run = &self.runs[id];
+        self.store.index(run)?;
         for effect in effects {
-            self.perform(id, &plan, effect);
+            self.perform(id, run.plan(), effect);
         }
         if ended {
             self.runs.remove(id);

@@ -78,7 +78,8 @@ impl Store {
         let store = Self { journal, blobs, index };
         if state == IndexState::Fresh {
             for run in runs.values() {
-                store.put(run, 1)?;
+                store.put_plan(run)?;
+                store.put(run, 0)?;
             }
             store.mark()?;
             info!(runs = runs.len(), "index rebuilt from the journal");
@@ -96,19 +97,24 @@ impl Store {
     /// Brings the index up to date with `run` after an [`append`](Self::append).
     pub(crate) fn index(&self, run: &Run) -> anyhow::Result<()> {
         // A step changes at most the open round and the one before it.
-        let last = run.report().history.len() as u32;
-        self.put(run, last.saturating_sub(1).max(1))?;
+        self.put(run, run.n_rounds().saturating_sub(2))?;
         self.mark()
     }
 
-    fn put(&self, run: &Run, from_round: u32) -> anyhow::Result<()> {
-        let mut report = run.report();
-        let history = std::mem::take(&mut report.history);
-        let id = report.run.as_str();
-        self.put_value(PLANS, id, run.plan())?;
-        self.put_value(RUNS, id, &report)?;
-        for round in history.iter().skip(from_round as usize - 1) {
-            self.put_value(ROUNDS, &round_key(&report.run, round.round), round)?;
+    /// [`index`](Self::index) of a run that was just launched.
+    pub(crate) fn index_launched(&self, run: &Run) -> anyhow::Result<()> {
+        self.put_plan(run)?;
+        self.index(run)
+    }
+
+    fn put_plan(&self, run: &Run) -> anyhow::Result<()> {
+        self.put_value(PLANS, run.id().as_str(), run.plan())
+    }
+
+    fn put(&self, run: &Run, n_rounds_skipped: usize) -> anyhow::Result<()> {
+        self.put_value(RUNS, run.id().as_str(), &run.summary())?;
+        for round in run.rounds_from(n_rounds_skipped) {
+            self.put_value(ROUNDS, &round_key(run.id(), round.round), &round)?;
         }
         Ok(())
     }

@@ -654,6 +654,34 @@ impl Run {
     /// What the run looks like from outside.
     #[must_use]
     pub fn report(&self) -> RunReport {
+        RunReport { history: self.rounds_from(0), ..self.summary() }
+    }
+
+    /// How many rounds were opened so far.
+    #[must_use]
+    pub fn n_rounds(&self) -> usize {
+        self.history.len()
+    }
+
+    /// The rounds after the first `n_skipped`, oldest first; the open one with what has arrived.
+    #[must_use]
+    pub fn rounds_from(&self, n_skipped: usize) -> Vec<RoundReport> {
+        let mut rounds = self.history.get(n_skipped..).unwrap_or_default().to_vec();
+        if let (Phase::Training { cohort, .. }, Some(open)) = (&self.phase, rounds.last_mut()) {
+            for (client, progress) in cohort {
+                match progress {
+                    Progress::Contributed(c) => open.contributions.push(c.clone()),
+                    Progress::Withdrew(why) => open.missing.push((client.clone(), why.clone())),
+                    Progress::Invited => {}
+                }
+            }
+        }
+        rounds
+    }
+
+    /// [`report`](Self::report) without its rounds: its cost does not grow with them.
+    #[must_use]
+    pub fn summary(&self) -> RunReport {
         let (status, reason, ended) = match &self.phase {
             Phase::Gathering { .. } => (RunStatus::Gathering, None, None),
             Phase::Training { .. } => (RunStatus::Training, None, None),
@@ -665,16 +693,6 @@ impl Run {
                 (RunStatus::Aborted, Some(reason.clone()), Some(*at))
             }
         };
-        let mut history = self.history.clone();
-        if let (Phase::Training { cohort, .. }, Some(open)) = (&self.phase, history.last_mut()) {
-            for (client, progress) in cohort {
-                match progress {
-                    Progress::Contributed(c) => open.contributions.push(c.clone()),
-                    Progress::Withdrew(why) => open.missing.push((client.clone(), why.clone())),
-                    Progress::Invited => {}
-                }
-            }
-        }
         RunReport {
             run: self.id.clone(),
             name: self.plan.name.clone(),
@@ -703,7 +721,7 @@ impl Run {
                     note: self.declined.get(&named.id).cloned(),
                 })
                 .collect(),
-            history,
+            history: Vec::new(),
             statistics: self
                 .statistics
                 .as_ref()
