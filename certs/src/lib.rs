@@ -7,12 +7,14 @@
 //! Deliberately not here: sockets (`proto`), and who is admitted (`coordinator`).
 
 mod authority;
+mod clock;
 mod error;
 mod explain;
 mod identity;
 mod tls;
 
 pub use authority::{Authority, Issued};
+pub use clock::Clock;
 pub use error::CertError;
 pub use explain::{CertificateSummary, Seen, check_own, explain};
 pub use identity::{Identity, Role};

@@ -6,16 +6,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
-use comity_certs::{CertificateSummary, Seen, check_own, client_config, explain};
-use comity_federation::{Contribution, ModelDigest, PlanDigest, RunId};
+use comity_certs::{CertificateSummary, Clock, Role, Seen, check_own, client_config_at, explain};
+use comity_federation::{ClientId, Contribution, ModelDigest, PlanDigest, RunId};
 use comity_journal::BlobStore;
 use comity_proto::chunk::{CHUNK_BYTES, Reassembly};
 use comity_proto::convert::update_header;
 use comity_proto::limits::{MESSAGE_BYTES_MAX, PROGRESS_TIMEOUT};
-use comity_proto::transport::{ConnectError, connect};
+use comity_proto::transport::{ConnectError, Dial, connect_over};
 use comity_proto::v1::federation_client::FederationClient;
 use comity_proto::v1::{self, update_part::Part};
-use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -25,11 +24,12 @@ use tonic::{Code, Status, Streaming};
 pub(crate) struct Credentials {
     pub(crate) summary: CertificateSummary,
     tls: Arc<rustls::ClientConfig>,
+    clock: Clock,
 }
 
 impl Credentials {
-    /// Reads and checks `certificate.pem`, `key.pem` and `root.pem` in `dir`.
-    pub(crate) fn read(dir: &Path) -> anyhow::Result<Self> {
+    /// Reads and checks `certificate.pem`, `key.pem` and `root.pem` in `dir`, at the date of `clock`.
+    pub(crate) fn read(dir: &Path, clock: &Clock) -> anyhow::Result<Self> {
         let file = |name: &str| {
             let path = dir.join(name);
             std::fs::read_to_string(&path).with_context(|| {
@@ -41,9 +41,20 @@ impl Credentials {
         };
         let (certificate, key, root) =
             (file("certificate.pem")?, file("key.pem")?, file("root.pem")?);
-        let summary = check_own(&certificate, &key, &root, OffsetDateTime::now_utc())?;
-        let tls = client_config(&certificate, &key, &root)?;
-        Ok(Self { summary, tls })
+        let summary = check_own(&certificate, &key, &root, clock.date())?;
+        let tls = client_config_at(&certificate, &key, &root, Arc::new(clock.clone()))?;
+        Ok(Self { summary, tls, clock: clock.clone() })
+    }
+
+    /// The client that the certificate names.
+    pub(crate) fn client_id(&self) -> anyhow::Result<ClientId> {
+        match &self.summary.identity.role {
+            Role::Client(client) => Ok(client.clone()),
+            other => bail!(
+                "the certificate is of {other}, not of a client; ask the operator for a client's \
+                 certificate (`comity-coordinator certs issue COUNTRY/institution`)"
+            ),
+        }
     }
 }
 
@@ -80,15 +91,20 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Connects to `url` and says hello.
-    pub(crate) async fn open(url: &str, credentials: &Credentials) -> anyhow::Result<Self> {
-        let channel = connect(url, Arc::clone(&credentials.tls)).await.map_err(|e| match e {
+    /// Connects to `url` over `network` and says hello.
+    pub(crate) async fn open(
+        network: &dyn Dial,
+        url: &str,
+        credentials: &Credentials,
+    ) -> anyhow::Result<Self> {
+        let tls = Arc::clone(&credentials.tls);
+        let channel = connect_over(network, url, tls).await.map_err(|e| match e {
             ConnectError::Refused { ref source, .. } => anyhow!(explain(
                 source,
                 &Seen::ByClient {
                     own: Some(&credentials.summary),
                     server: url,
-                    now: OffsetDateTime::now_utc()
+                    now: credentials.clock.date()
                 }
             )),
             other => anyhow!(other),

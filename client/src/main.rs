@@ -1,21 +1,11 @@
-//! The node in an institution: joins runs that its institution allows, trains on data that never
-//! leave it, and lets out only what its privacy ledger has paid for.
-//!
-//! Deliberately not here: the rules of a run (`federation`), what may leave (`privacy`), tensors
-//! (`burn-models`).
-
-mod commands;
-mod config;
-mod link;
-mod node;
-mod store;
-mod trainer;
+//! `comity-client`: the command line of the node.
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use comity_client::commands;
 use mimalloc::MiMalloc;
 use tracing_subscriber::EnvFilter;
 

@@ -3,7 +3,8 @@
 //! trains one round at a time, and comes back after every loss of the connection.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::{Duration, SystemTime};
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use comity_burn_models::check_units;
@@ -20,17 +21,19 @@ use tonic::Streaming;
 use tracing::{debug, info, warn};
 
 use crate::config;
-use crate::link::{CallError, Credentials, Link};
+use crate::link::{CallError, Credentials, Link, check_url};
+use crate::outside::Outside;
 use crate::store::{Part, Store};
-use crate::trainer::{self, Job, Records, Trained};
+use crate::trainer::{Job, Records, Trained};
 
 /// First and longest pause before dialling again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
 /// A node at work.
-pub(crate) struct Node {
+pub struct Node {
     id: ClientId,
     settings: config::Node,
+    outside: Outside,
     credentials: Credentials,
     store: Store,
     parts: BTreeMap<RunId, Part>,
@@ -55,12 +58,17 @@ enum Left {
 }
 
 impl Node {
-    /// A node with everything that its journal says.
-    pub(crate) fn open(
-        id: ClientId,
-        settings: config::Node,
-        credentials: Credentials,
-    ) -> anyhow::Result<Self> {
+    /// The node whose configuration lies at `path`, with everything that its journal says.
+    ///
+    /// # Errors
+    /// If configuration, certificate or journal cannot be read or are refused, if there is no such device,
+    /// and if another process holds the node's state.
+    pub fn open(path: &Path, outside: Outside) -> anyhow::Result<Self> {
+        let settings = config::Node::read(path)?;
+        check_url(&settings.config.coordinator)?;
+        let credentials = Credentials::read(&settings.certificates(), &outside.clock)?;
+        let id = credentials.client_id()?;
+        settings.config.device.open()?;
         let (store, parts) = Store::open(&settings.state(), settings.limit())?;
         let records = Records::new(settings.config.data.source.clone(), settings.base.clone());
         for (run, part) in &parts {
@@ -69,6 +77,7 @@ impl Node {
         Ok(Self {
             id,
             settings,
+            outside,
             credentials,
             store,
             parts,
@@ -86,7 +95,7 @@ impl Node {
     ///
     /// # Errors
     /// If the node cannot keep its books; a lost connection is not an error.
-    pub(crate) async fn run(
+    pub async fn run(
         mut self,
         exit_after_runs: u32,
         mut stop: watch::Receiver<bool>,
@@ -95,7 +104,7 @@ impl Node {
         loop {
             let url = self.settings.config.coordinator.clone();
             let opened = tokio::select! {
-                opened = Link::open(&url, &self.credentials) => opened,
+                opened = Link::open(&*self.outside.network, &url, &self.credentials) => opened,
                 _ = stop.wait_for(|stop| *stop) => return Ok(()),
             };
             let why = match opened {
@@ -225,7 +234,7 @@ impl Node {
                 Err(reason) => return self.refuse(link, &run, &reason).await,
             };
             info!(%run, plan = %plan.digest(), purpose = plan.purpose, "plan offered");
-            let part = self.store.offered(&run, &plan, now())?;
+            let part = self.store.offered(&run, &plan, self.outside.clock.now())?;
             self.parts.insert(run.clone(), part);
         }
         let plan = std::sync::Arc::clone(&self.parts[&run].plan);
@@ -373,7 +382,7 @@ impl Node {
             match self.prepare(&task, plan) {
                 Ok(job) => {
                     info!(run = %task.run, round = task.round, "training");
-                    self.training = Some((task, trainer::start(job)));
+                    self.training = Some((task, self.outside.trainer.start(job)));
                 }
                 Err(reason) => {
                     if let Err(lost) = self.failed(link, &task, reason).await? {
@@ -495,11 +504,6 @@ async fn finished(training: &mut Option<(Task, oneshot::Receiver<Trained>)>) -> 
     let trained = receiver.await;
     let (task, _) = training.take().expect("it was there above");
     (task, trained.unwrap_or_else(|_| Err(anyhow::anyhow!("the training thread panicked"))))
-}
-
-fn now() -> Time {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Time(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

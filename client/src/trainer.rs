@@ -40,27 +40,47 @@ impl Records {
 }
 
 /// A round that was paid for and can be trained.
-pub(crate) struct Job {
-    pub(crate) task: Task,
-    pub(crate) plan: Arc<Plan>,
-    pub(crate) client: ClientId,
-    pub(crate) privacy: Option<(PrivacyPlan, Randomness)>,
-    pub(crate) reservation: Reservation,
-    pub(crate) dataset: Arc<Dataset>,
-    pub(crate) device: DeviceChoice,
-    pub(crate) blobs: Arc<BlobStore>,
+pub struct Job {
+    /// Which round, and from which model.
+    pub task: Task,
+    /// The plan that was agreed to.
+    pub plan: Arc<Plan>,
+    /// Who trains.
+    pub client: ClientId,
+    /// What the plan asks of this client's privacy; `None` without DP.
+    pub privacy: Option<(PrivacyPlan, Randomness)>,
+    /// The ledger's debit; what is released uses it up.
+    pub reservation: Reservation,
+    /// The institution's records.
+    pub dataset: Arc<Dataset>,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// Where the round's model lies.
+    pub blobs: Arc<BlobStore>,
 }
 
 /// What a training ends in.
-pub(crate) type Trained = anyhow::Result<Released<RoundOutput>>;
+pub type Trained = anyhow::Result<Released<RoundOutput>>;
 
-/// Starts the training; a thread that panics shows as a closed channel.
-pub(crate) fn start(job: Job) -> oneshot::Receiver<Trained> {
-    let (sender, receiver) = oneshot::channel();
-    std::thread::spawn(move || {
-        let _ = sender.send(train(job));
-    });
-    receiver
+/// Who computes a round: deployed, burn on a thread of its own; in tests of the system, something that
+/// needs no data. Neither can make a [`Released`] but by a [`Job`]'s reservation.
+pub trait Train: Send + Sync {
+    /// Starts the training; a closed channel says that it panicked.
+    fn start(&self, job: Job) -> oneshot::Receiver<Trained>;
+}
+
+/// Training as it is deployed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Burn;
+
+impl Train for Burn {
+    fn start(&self, job: Job) -> oneshot::Receiver<Trained> {
+        let (sender, receiver) = oneshot::channel();
+        std::thread::spawn(move || {
+            let _ = sender.send(train(job));
+        });
+        receiver
+    }
 }
 
 fn train(job: Job) -> Trained {

@@ -8,10 +8,12 @@ use serde::{Deserialize, Serialize};
 
 /// Where the files of a coordinator lie in its folder.
 #[derive(Clone, Debug)]
-pub(crate) struct Home(PathBuf);
+pub struct Home(PathBuf);
 
 impl Home {
-    pub(crate) fn new(dir: &Path) -> Self {
+    /// The coordinator whose folder is `dir`.
+    #[must_use]
+    pub fn new(dir: &Path) -> Self {
         Self(dir.to_owned())
     }
     pub(crate) fn dir(&self) -> &Path {

@@ -7,9 +7,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context as _;
+use comity_certs::Clock;
 use comity_federation::{
     Admission, ClientId, Contribution, Effect, Event, ModelDigest, Outcome, Plan, PlanDigest,
     PlanError, Rejection, Run, RunId, RunReport, Time,
@@ -145,6 +146,7 @@ type Folded = (ModelDigest, Option<Vec<i64>>);
 /// The driver; [`Driver::run`] is its task.
 pub(crate) struct Driver {
     federation: String,
+    clock: Clock,
     store: Store,
     runs: BTreeMap<RunId, Run>,
     requests: mpsc::Receiver<Request>,
@@ -157,6 +159,7 @@ impl Driver {
     /// A driver over what the store replayed, and a handle to it.
     pub(crate) fn new(
         federation: String,
+        clock: Clock,
         store: Store,
         runs: BTreeMap<RunId, Run>,
     ) -> (Self, DriverHandle) {
@@ -164,7 +167,7 @@ impl Driver {
         let (changes, news) = watch::channel(0);
         let handle = DriverHandle { requests: sender.clone(), changes: news, blobs: store.blobs() };
         let to_self = sender.downgrade();
-        (Self { federation, store, runs, requests, to_self, changes }, handle)
+        (Self { federation, clock, store, runs, requests, to_self, changes }, handle)
     }
 
     /// Serves requests until every handle is gone or `stop` fires.
@@ -192,7 +195,7 @@ impl Driver {
     }
 
     fn until_next_deadline(&self) -> Duration {
-        let now = now();
+        let now = self.clock.now();
         self.runs
             .values()
             .filter_map(Run::deadline)
@@ -203,7 +206,7 @@ impl Driver {
     }
 
     fn tick(&mut self) -> anyhow::Result<()> {
-        let now = now();
+        let now = self.clock.now();
         let due: Vec<RunId> = self
             .runs
             .values()
@@ -261,7 +264,7 @@ impl Driver {
         if let Err(refusal) = plan.privacy_plans() {
             return Ok(Err(refusal.into()));
         }
-        let now = now();
+        let now = self.clock.now();
         let start = match plan.manifest() {
             Ok(manifest) => manifest.initial_parameters(plan.seed),
             Err(refusal) => return Ok(Err(refusal.into())),
@@ -300,7 +303,7 @@ impl Driver {
                 Err(unknown) => unknown,
             }));
         };
-        let now = now();
+        let now = self.clock.now();
         let effects = match run.step(event.clone(), now) {
             Ok(effects) => effects,
             Err(refusal) => return Ok(Err(refusal.into())),
@@ -485,10 +488,4 @@ fn log(run: &RunId, event: &Event) {
         Event::Ordered { .. } => info!(%run, "order taken"),
         Event::Tick => info!(%run, "deadline passed"),
     }
-}
-
-/// The operating system's clock, which the rules never read themselves.
-fn now() -> Time {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Time(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -1,16 +1,4 @@
-//! The coordinator: hosts runs, takes updates, folds them, hands over models.
-//!
-//! Architecture Invariant: this crate never links burn; it averages integers, not tensors.
-//!
-//! Deliberately not here: the rules of a run (`federation`), certificates (`certs`), bytes
-//! (`proto`).
-
-mod aggregate;
-mod commands;
-mod config;
-mod driver;
-mod service;
-mod store;
+//! `comity-coordinator`: the command line of the coordinator.
 
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
@@ -18,10 +6,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use comity_coordinator::{Home, commands};
 use comity_federation::{ClientId, RunId};
 use tracing_subscriber::EnvFilter;
-
-use crate::config::Home;
 
 /// Coordinates runs of a federation over mTLS, and gives its operator the commands for it.
 #[derive(Parser)]

@@ -6,6 +6,7 @@
 //! then reports "transport error".  The connector here waits for the server's first bytes (its
 //! HTTP/2 settings) before it hands the connection over, so that the refusal is seen.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -42,21 +43,68 @@ pub struct PeerCertificates {
     pub address: Option<SocketAddr>,
 }
 
+/// A stream of bytes both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Where connections come in: a socket of the operating system, or a simulated one in tests.
+pub trait Listen: Send + 'static {
+    /// What is accepted.
+    type Stream: Duplex + 'static;
+
+    /// The next connection, and from where.
+    fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
+}
+
+impl Listen for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, address) = Self::accept(self).await?;
+        stream.set_nodelay(true)?;
+        Ok((stream, address))
+    }
+}
+
+/// What [`Dial::dial`] returns.
+pub type Dialled<'a> = Pin<Box<dyn Future<Output = io::Result<Box<dyn Duplex>>> + Send + 'a>>;
+
+/// How a connection goes out: [`Tcp`], or a simulated network in tests.
+pub trait Dial: Send + Sync {
+    /// Connects to `address`, `HOST:PORT`.
+    fn dial<'a>(&'a self, address: &'a str) -> Dialled<'a>;
+}
+
+/// The operating system's TCP.
+#[derive(Clone, Copy, Debug)]
+pub struct Tcp;
+
+impl Dial for Tcp {
+    fn dial<'a>(&'a self, address: &'a str) -> Dialled<'a> {
+        Box::pin(async move {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as Box<dyn Duplex>)
+        })
+    }
+}
+
 /// An accepted connection whose peer has shown a certificate that our root signed.
 #[derive(Debug)]
-pub struct TlsConnection {
-    stream: server::TlsStream<TcpStream>,
+pub struct TlsConnection<S> {
+    stream: server::TlsStream<S>,
     peer: PeerCertificates,
 }
 
-impl Connected for TlsConnection {
+impl<S: Duplex> Connected for TlsConnection<S> {
     type ConnectInfo = PeerCertificates;
     fn connect_info(&self) -> PeerCertificates {
         self.peer.clone()
     }
 }
 
-impl AsyncRead for TlsConnection {
+impl<S: Duplex> AsyncRead for TlsConnection<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -66,7 +114,7 @@ impl AsyncRead for TlsConnection {
     }
 }
 
-impl AsyncWrite for TlsConnection {
+impl<S: Duplex> AsyncWrite for TlsConnection<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -86,11 +134,11 @@ impl AsyncWrite for TlsConnection {
 ///
 /// Handshakes run beside one another, at most [`limits::HANDSHAKES_MAX`], each at most
 /// `handshake_timeout` long.  A refused one is logged with the peer's address and the reason.
-pub fn incoming(
-    listener: TcpListener,
+pub fn incoming<L: Listen>(
+    mut listener: L,
     tls: Arc<ArcSwap<rustls::ServerConfig>>,
     handshake_timeout: Duration,
-) -> impl Stream<Item = io::Result<TlsConnection>> + Send {
+) -> impl Stream<Item = io::Result<TlsConnection<L::Stream>>> + Send + use<L> {
     let (sender, receiver) = mpsc::channel(ACCEPTED_MAX);
     let places = Arc::new(Semaphore::new(limits::HANDSHAKES_MAX));
     tokio::spawn(async move {
@@ -128,12 +176,11 @@ pub fn incoming(
     ReceiverStream::new(receiver)
 }
 
-async fn shake(
+async fn shake<S: Duplex>(
     acceptor: TlsAcceptor,
-    stream: TcpStream,
+    stream: S,
     address: SocketAddr,
-) -> io::Result<TlsConnection> {
-    stream.set_nodelay(true)?;
+) -> io::Result<TlsConnection<S>> {
     let stream = acceptor.accept(stream).await?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let chain = chain.iter().map(|der| der.to_vec()).collect();
@@ -199,19 +246,31 @@ pub enum ConnectError {
     },
 }
 
-/// Connects to the coordinator at `url` (`https://HOST:PORT`) once; a lost connection is not
-/// made again by itself.
+/// Connects over [`Tcp`] to the coordinator at `url` (`https://HOST:PORT`) once; a lost connection is
+/// not made again by itself.
 ///
 /// # Errors
 /// [`ConnectError`]; a refused certificate is always [`ConnectError::Refused`].
 pub async fn connect(url: &str, tls: Arc<rustls::ClientConfig>) -> Result<Channel, ConnectError> {
+    connect_over(&Tcp, url, tls).await
+}
+
+/// [`connect`] over another network.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_over(
+    network: &dyn Dial,
+    url: &str,
+    tls: Arc<rustls::ClientConfig>,
+) -> Result<Channel, ConnectError> {
     let bad = || ConnectError::BadUrl(url.to_owned());
     let address = url.strip_prefix("https://").ok_or_else(bad)?.trim_end_matches('/').to_owned();
     let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
     port.parse::<u16>().map_err(|_| bad())?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let name = ServerName::try_from(host.to_owned()).map_err(|_| bad())?;
-    let stream = tokio::time::timeout(limits::CONNECT_TIMEOUT, enter(&address, name, tls))
+    let stream = tokio::time::timeout(limits::CONNECT_TIMEOUT, enter(network, &address, name, tls))
         .await
         .map_err(|_| ConnectError::Timeout { address: address.clone() })??;
 
@@ -235,13 +294,14 @@ pub async fn connect(url: &str, tls: Arc<rustls::ClientConfig>) -> Result<Channe
 
 /// Dials, shakes hands, and waits for the server's first bytes.
 async fn enter(
+    network: &dyn Dial,
     address: &str,
     name: ServerName<'static>,
     tls: Arc<rustls::ClientConfig>,
 ) -> Result<Entered, ConnectError> {
-    let tcp = TcpStream::connect(address)
+    let tcp = network
+        .dial(address)
         .await
-        .and_then(|tcp| tcp.set_nodelay(true).map(|()| tcp))
         .map_err(|source| ConnectError::Unreachable { address: address.to_owned(), source })?;
     let failed = |source: io::Error| {
         let address = address.to_owned();
@@ -257,11 +317,10 @@ async fn enter(
 }
 
 /// A connection whose first bytes were read already.
-#[derive(Debug)]
 struct Entered {
     first: Vec<u8>,
     taken: usize,
-    stream: client::TlsStream<TcpStream>,
+    stream: client::TlsStream<Box<dyn Duplex>>,
 }
 
 impl AsyncRead for Entered {

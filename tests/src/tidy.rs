@@ -389,6 +389,27 @@ fn only_the_simulator_brings_noise_of_its_own() {
 }
 
 #[test]
+fn a_deployed_program_has_one_trainer_one_network_and_one_clock() {
+    let deployed: Vec<_> = ["certs", "proto", "coordinator", "client"]
+        .iter()
+        .flat_map(|folder| production(folder))
+        .collect();
+    for (needle, at) in [
+        (concat!("impl Train", " for"), "client/src/trainer.rs"),
+        (concat!("impl Dial", " for"), "proto/src/transport.rs"),
+        (concat!("impl Listen", " for"), "proto/src/transport.rs"),
+        (concat!("Outside", " {"), "client/src/outside.rs"),
+        (concat!("SystemTime::", "now"), "certs/src/clock.rs"),
+    ] {
+        let found = sightings(&deployed, &[needle]);
+        let (here, elsewhere): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|line| line.starts_with(&format!("{at}:")));
+        assert!(!here.is_empty(), "{needle} is gone from {at}: nothing was looked at");
+        assert_none(&elsewhere, &format!("{needle} stands in {at} alone; tests bring their own"));
+    }
+}
+
+#[test]
 fn every_sample_configuration_is_read_by_a_test() {
     let root = root();
     let mut samples = files(&root.join("docs/samples"), ".toml");

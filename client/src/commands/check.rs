@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use comity_burn_models::{check_units, data_contract};
+use comity_certs::Clock;
 use comity_federation::Plan;
+use comity_proto::transport::Tcp;
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::start::client_id;
 use crate::config;
 use crate::link::{Credentials, Link, check_url};
 
@@ -26,7 +27,7 @@ struct Finding {
 
 /// Checks configuration, certificate, device, data, plan and connection; returns whether all is
 /// well.
-pub(crate) fn check(path: &Path, plan: Option<&Path>, as_json: bool) -> anyhow::Result<bool> {
+pub fn check(path: &Path, plan: Option<&Path>, as_json: bool) -> anyhow::Result<bool> {
     let mut findings = Vec::new();
     let mut note = |what: &'static str, result: anyhow::Result<String>| {
         let (ok, detail) = match result {
@@ -41,11 +42,11 @@ pub(crate) fn check(path: &Path, plan: Option<&Path>, as_json: bool) -> anyhow::
     let settings = config::Node::read(path);
     note("configuration", settings.as_ref().map(|_| path.display().to_string()).map_err(flat));
     if let Ok(settings) = &settings {
-        let credentials = Credentials::read(&settings.certificates());
+        let credentials = Credentials::read(&settings.certificates(), &Clock::system());
         note(
             "certificate",
             credentials.as_ref().map_err(flat).and_then(|c| {
-                let client = client_id(c)?;
+                let client = c.client_id()?;
                 let days = c.summary.days_left(OffsetDateTime::now_utc());
                 Ok(format!(
                     "{client} of federation {}, {days} days left",
@@ -81,7 +82,7 @@ fn check_plan(
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("{} cannot be read", path.display()))?;
     let plan = Plan::from_toml(&text)?;
-    let client = client_id(credentials.context("the certificate has to be in order first")?)?;
+    let client = credentials.context("the certificate has to be in order first")?.client_id()?;
     settings.policy().review(&plan, &client)?;
     let source = &settings.config.data.source;
     let dataset = source.load(&settings.base, &data_contract(&plan.data, source))?;
@@ -102,7 +103,7 @@ fn check_plan(
 fn connect(url: &str, credentials: &Credentials) -> anyhow::Result<String> {
     check_url(url)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let hello = runtime.block_on(Link::open(url, credentials))?.hello;
+    let hello = runtime.block_on(Link::open(&Tcp, url, credentials))?.hello;
     let now = u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000)?;
     let skew = Duration::from_millis(now.abs_diff(hello.now_ms));
     anyhow::ensure!(

@@ -7,18 +7,18 @@ use std::path::Path;
 use anyhow::Context as _;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{LineStyle, Table};
+use comity_certs::Clock;
 use comity_federation::Plan;
 use comity_privacy::{Ledger, LedgerEntry, Mechanism};
 use serde_json::json;
 
-use super::start::client_id;
 use super::{bound, epsilon};
 use crate::config;
 use crate::link::Credentials;
 use crate::store::{Folded, journal_path};
 
 /// Prints the ledger; works while the node is running.
-pub(crate) fn show(path: &Path, as_json: bool) -> anyhow::Result<()> {
+pub fn show(path: &Path, as_json: bool) -> anyhow::Result<()> {
     let settings = config::Node::read(path)?;
     let ledger = read(&settings)?;
     let delta = settings.budget.map_or(1e-6, |budget| budget.delta.get());
@@ -86,12 +86,12 @@ pub(crate) fn show(path: &Path, as_json: bool) -> anyhow::Result<()> {
 }
 
 /// What a run under `plan` would cost this data set, and whether the budget has room for it.
-pub(crate) fn forecast(path: &Path, plan: &Path, as_json: bool) -> anyhow::Result<bool> {
+pub fn forecast(path: &Path, plan: &Path, as_json: bool) -> anyhow::Result<bool> {
     let settings = config::Node::read(path)?;
     let text = std::fs::read_to_string(plan)
         .with_context(|| format!("{} cannot be read", plan.display()))?;
     let plan = Plan::from_toml(&text)?;
-    let client = client_id(&Credentials::read(&settings.certificates())?)?;
+    let client = Credentials::read(&settings.certificates(), &Clock::system())?.client_id()?;
     settings.policy().review(&plan, &client)?;
     let named = plan.client(&client).expect("the policy checked that the plan names us");
     let ledger = read(&settings)?;

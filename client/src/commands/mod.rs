@@ -2,10 +2,10 @@
 
 use comity_privacy::BoundKind;
 
-pub(crate) mod check;
-pub(crate) mod ledger;
-pub(crate) mod privacy;
-pub(crate) mod start;
+pub mod check;
+pub mod ledger;
+pub mod privacy;
+pub mod start;
 
 /// How a table names a bound.
 fn bound(kind: BoundKind) -> &'static str {

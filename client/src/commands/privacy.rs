@@ -33,7 +33,7 @@ struct Sealed {
 const FORMAT: &str = "comity-privacy-statement/1";
 
 /// Prints the statement; works while the node is running.
-pub(crate) fn statement(path: &Path, as_json: bool) -> anyhow::Result<()> {
+pub fn statement(path: &Path, as_json: bool) -> anyhow::Result<()> {
     let settings = config::Node::read(path)?;
     let (sealed, _) = read(&settings, u64::MAX)?;
     if as_json {
@@ -46,7 +46,7 @@ pub(crate) fn statement(path: &Path, as_json: bool) -> anyhow::Result<()> {
 
 /// Checks journal, ledger and releases against one another, and `statement`, if it is given, against
 /// what the journal says; prints what was checked. Needs no network.
-pub(crate) fn verify(path: &Path, statement: Option<&Path>) -> anyhow::Result<()> {
+pub fn verify(path: &Path, statement: Option<&Path>) -> anyhow::Result<()> {
     let settings = config::Node::read(path)?;
     let claimed = match statement {
         None => None,

@@ -3,23 +3,15 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use comity_certs::Role;
-use comity_federation::ClientId;
 use tokio::sync::watch;
 use tracing::info;
 
-use crate::config;
-use crate::link::{Credentials, check_url};
 use crate::node::Node;
+use crate::outside::Outside;
 
 /// Follows the coordinator until it is told to stop.
-pub(crate) fn start(path: &Path, exit_after_runs: u32) -> anyhow::Result<()> {
-    let settings = config::Node::read(path)?;
-    check_url(&settings.config.coordinator)?;
-    let credentials = Credentials::read(&settings.certificates())?;
-    let id = client_id(&credentials)?;
-    settings.config.device.open()?;
-    let node = Node::open(id, settings, credentials)?;
+pub fn start(path: &Path, exit_after_runs: u32) -> anyhow::Result<()> {
+    let node = Node::open(path, Outside::deployed())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -38,17 +30,6 @@ pub(crate) fn start(path: &Path, exit_after_runs: u32) -> anyhow::Result<()> {
     // opened again at the next start.
     runtime.shutdown_background();
     Ok(())
-}
-
-/// The client that the node's certificate names.
-pub(crate) fn client_id(credentials: &Credentials) -> anyhow::Result<ClientId> {
-    match &credentials.summary.identity.role {
-        Role::Client(client) => Ok(client.clone()),
-        other => anyhow::bail!(
-            "the certificate is of {other}, not of a client; ask the operator for a client's \
-             certificate (`comity-coordinator certs issue COUNTRY/institution`)"
-        ),
-    }
 }
 
 /// Ctrl-C, or a service manager's request.

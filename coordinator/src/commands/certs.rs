@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use crate::config::{Config, Home};
 
 /// Makes key and certificate of `client` in `out`.
-pub(crate) fn issue(home: &Home, client: ClientId, out: &Path, days: u16) -> anyhow::Result<()> {
+pub fn issue(home: &Home, client: ClientId, out: &Path, days: u16) -> anyhow::Result<()> {
     Config::read(home)?;
     let authority = Authority::open(home.certs())?;
     let issued = authority

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use crate::config::{Config, Home};
 
 /// Makes the folder, the authority and the configuration; refuses to touch an existing one.
-pub(crate) fn init(
+pub fn init(
     home: &Home,
     federation: String,
     listen: SocketAddr,

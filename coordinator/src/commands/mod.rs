@@ -1,8 +1,8 @@
 //! What an operator can ask of the coordinator.
 
-pub(crate) mod certs;
-pub(crate) mod init;
-pub(crate) mod model;
+pub mod certs;
+pub mod init;
+pub mod model;
 mod operator;
-pub(crate) mod run;
-pub(crate) mod serve;
+pub mod run;
+pub mod serve;

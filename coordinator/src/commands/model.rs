@@ -19,7 +19,7 @@ use super::run::block_on;
 use crate::config::Home;
 
 /// Fetches the model of `round`, checks its digest and writes it to `out`.
-pub(crate) fn export(
+pub fn export(
     home: &Home,
     run: &RunId,
     round: Option<u32>,

@@ -25,7 +25,7 @@ pub(super) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> an
 }
 
 /// Launches a run of the plan at `path`.
-pub(crate) fn start(home: &Home, path: &Path, watching: bool, as_json: bool) -> anyhow::Result<()> {
+pub fn start(home: &Home, path: &Path, watching: bool, as_json: bool) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("{} cannot be read", path.display()))?;
     // A mistake in the plan is told here, with the file's name, before anything is sent.
@@ -49,7 +49,7 @@ pub(crate) fn start(home: &Home, path: &Path, watching: bool, as_json: bool) -> 
 }
 
 /// Lists all runs, oldest first.
-pub(crate) fn list(home: &Home, as_json: bool) -> anyhow::Result<()> {
+pub fn list(home: &Home, as_json: bool) -> anyhow::Result<()> {
     let reply = block_on(async {
         Ok(open(home).await?.list_runs(v1::ListRunsRequest {}).await.map_err(refused)?.into_inner())
     })?;
@@ -76,7 +76,7 @@ pub(crate) fn list(home: &Home, as_json: bool) -> anyhow::Result<()> {
 }
 
 /// Shows one run.
-pub(crate) fn show(home: &Home, run: &RunId, as_json: bool) -> anyhow::Result<()> {
+pub fn show(home: &Home, run: &RunId, as_json: bool) -> anyhow::Result<()> {
     let report = fetch(home, run)?;
     if as_json {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -95,7 +95,7 @@ fn fetch(home: &Home, run: &RunId) -> anyhow::Result<RunReport> {
 }
 
 /// Watches a run until it has ended; an aborted one is an error.
-pub(crate) fn watch(home: &Home, run: &RunId, as_json: bool) -> anyhow::Result<()> {
+pub fn watch(home: &Home, run: &RunId, as_json: bool) -> anyhow::Result<()> {
     let bar = ProgressBar::new(0).with_style(
         ProgressStyle::with_template("{prefix} {bar:30} round {pos}/{len} {msg}")
             .expect("the template is well-formed"),
@@ -224,7 +224,7 @@ fn print(report: &RunReport) {
 }
 
 /// Ends a run now.
-pub(crate) fn abort(home: &Home, run: &RunId, reason: String) -> anyhow::Result<()> {
+pub fn abort(home: &Home, run: &RunId, reason: String) -> anyhow::Result<()> {
     block_on(async {
         let request = v1::AbortRunRequest { run_id: run.to_string(), reason };
         open(home).await?.abort_run(request).await.map_err(refused)?;

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use comity_certs::Clock;
 use comity_federation::{Admission, Contribution, Event, ModelDigest, RunId};
 use comity_proto::chunk::{CHUNK_BYTES, Reassembly};
 use comity_proto::convert::{digest, run_id};
@@ -33,6 +34,7 @@ const NEWS_PAUSE: Duration = Duration::from_secs(30);
 pub(crate) struct FederationService {
     pub(crate) driver: DriverHandle,
     pub(crate) federation: String,
+    pub(crate) clock: Clock,
 }
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -50,13 +52,12 @@ impl Federation for FederationService {
                 request.get_ref().protocol
             )));
         }
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Ok(Response::new(v1::HelloReply {
             protocol,
             software: concat!("comity-coordinator ", env!("CARGO_PKG_VERSION")).to_owned(),
             federation: self.federation.clone(),
             you,
-            now_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            now_ms: self.clock.now().0,
         }))
     }
 

@@ -1,0 +1,20 @@
+//! The node in an institution: joins runs that its institution allows, trains on data that never
+//! leave it, and lets out only what its privacy ledger has paid for.
+//!
+//! It is a library so that tests can put a whole [`Node`] on a simulated network and clock; the program is
+//! `main`, which gives it [`Outside::deployed`] and nothing else.
+//!
+//! Deliberately not here: the rules of a run (`federation`), what may leave (`privacy`), tensors
+//! (`burn-models`).
+
+pub mod commands;
+mod config;
+mod link;
+mod node;
+mod outside;
+mod store;
+mod trainer;
+
+pub use node::Node;
+pub use outside::Outside;
+pub use trainer::{Job, Train, Trained};

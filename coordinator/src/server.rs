@@ -1,0 +1,126 @@
+//! A coordinator, from its folder to its last answer: whoever holds one brings the clock and the network.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use comity_certs::{Clock, server_config_at};
+use comity_federation::{Run, RunId};
+use comity_journal::DirLock;
+use comity_proto::limits;
+use comity_proto::transport::{Listen, incoming, server_builder};
+use comity_proto::v1::control_server::ControlServer;
+use comity_proto::v1::federation_server::FederationServer;
+use tokio::sync::watch;
+use tonic::service::interceptor::InterceptedService;
+
+use crate::config::{Config, Home};
+use crate::driver::Driver;
+use crate::service::{Authenticate, ControlService, FederationService};
+use crate::store::Store;
+
+/// How long calls under way may take to end when the coordinator stops.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// A coordinator that holds its folder and has replayed its journal, ready to serve.
+pub struct Coordinator {
+    config: Config,
+    clock: Clock,
+    tls: Arc<rustls::ServerConfig>,
+    store: Store,
+    runs: BTreeMap<RunId, Run>,
+    lock: DirLock,
+}
+
+impl Coordinator {
+    /// Opens the coordinator at `home`, whose time is `clock`'s.
+    ///
+    /// # Errors
+    /// If its configuration, certificates or journal cannot be read or are refused, and if another
+    /// process holds the folder.
+    pub fn open(home: &Home, clock: Clock) -> anyhow::Result<Self> {
+        let config = Config::read(home)?;
+        let lock = DirLock::acquire(home.dir())?;
+        let pem = |name: &str| {
+            let path = home.certs().join(name);
+            std::fs::read_to_string(&path)
+                .with_context(|| format!("{} cannot be read", path.display()))
+        };
+        let tls = server_config_at(
+            &pem("coordinator.pem")?,
+            &pem("coordinator.key")?,
+            &pem("root.pem")?,
+            Arc::new(clock.clone()),
+        )?;
+        let (store, runs) = Store::open(home)?;
+        Ok(Self { config, clock, tls, store, runs, lock })
+    }
+
+    /// The address that its configuration names.
+    #[must_use]
+    pub fn listen(&self) -> SocketAddr {
+        self.config.listen
+    }
+
+    /// Name of its federation.
+    #[must_use]
+    pub fn federation(&self) -> &str {
+        &self.config.federation
+    }
+
+    /// Serves what `listener` accepts until `stop` turns true.
+    ///
+    /// # Errors
+    /// If a step cannot be made durable; nothing more may then be promised to anybody.
+    pub async fn serve<L: Listen>(
+        self,
+        listener: L,
+        mut stop: watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
+        let Self { config, clock, tls, store, runs, lock } = self;
+        let (driver, handle) = Driver::new(config.federation.clone(), clock.clone(), store, runs);
+        let (all_stop, stopped) = watch::channel(false);
+        let mut driver = tokio::spawn(driver.run(stopped.clone()));
+        let authenticate = Authenticate { federation: config.federation.clone() };
+        let federation = FederationServer::new(FederationService {
+            driver: handle.clone(),
+            federation: config.federation,
+            clock,
+        })
+        .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let control = ControlServer::new(ControlService { driver: handle })
+            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let connections =
+            incoming(listener, Arc::new(ArcSwap::from(tls)), limits::HANDSHAKE_TIMEOUT);
+        let mut server_stopped = stopped.clone();
+        let server = server_builder()
+            .add_service(InterceptedService::new(federation, authenticate.clone()))
+            .add_service(InterceptedService::new(control, authenticate))
+            .serve_with_incoming_shutdown(connections, async move {
+                let _ = server_stopped.wait_for(|stop| *stop).await;
+            });
+        let mut server = tokio::spawn(server);
+        let outcome = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => Ok(()),
+            ended = &mut driver => ended.context("the driver panicked")?,
+            ended = &mut server => ended.context("the server panicked")?.map_err(Into::into),
+        };
+        let _ = all_stop.send(true);
+        // Streams end when the driver does; whatever hangs longer is cut off.
+        let rest = async {
+            if !server.is_finished() {
+                let _ = server.await;
+            }
+            if !driver.is_finished() {
+                let _ = driver.await;
+            }
+        };
+        let _ = tokio::time::timeout(GRACE, rest).await;
+        drop(lock);
+        outcome
+    }
+}
