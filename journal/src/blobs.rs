@@ -1,7 +1,8 @@
 //! Large values by their BLAKE3 digest: models, updates.
 //!
 //! `dir/ab/cdef…` holds a complete, synced blob; `dir/unfinished/` holds what is being written
-//! and is emptied when the store is opened.  A blob is hashed while it arrives, and takes its
+//! and is emptied when the store is opened; `dir/staged/` holds the parts of transfers that may go
+//! on after a lost connection or a restart.  A blob is hashed while it arrives, and takes its
 //! name only when it is complete and on the disk.
 
 use std::fs::File;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const UNFINISHED: &str = "unfinished";
+const STAGED: &str = "staged";
 
 /// Why a blob cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +67,9 @@ impl BlobStore {
     /// [`BlobError::Io`] if the directory cannot be used.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, BlobError> {
         let dir = dir.as_ref().to_owned();
-        let unfinished = dir.join(UNFINISHED);
+        let (unfinished, staged) = (dir.join(UNFINISHED), dir.join(STAGED));
         std::fs::create_dir_all(&unfinished).map_err(failed(&unfinished, "create"))?;
+        std::fs::create_dir_all(&staged).map_err(failed(&staged, "create"))?;
         crate::sync_dir(crate::parent(&dir)).map_err(failed(&dir, "create"))?;
         crate::sync_dir(&dir).map_err(failed(&dir, "create"))?;
         for entry in std::fs::read_dir(&unfinished).map_err(failed(&unfinished, "read"))? {
@@ -90,7 +93,95 @@ impl BlobStore {
             file: BufWriter::with_capacity(1 << 16, file),
             hasher: blake3::Hasher::new(),
             n_bytes: 0,
+            staged: false,
         })
+    }
+
+    /// Goes on with the blob that an earlier writer of the same `name` left unfinished, or begins
+    /// it.  Dropped before it is finished, it stays staged; so it does if the process is killed.
+    ///
+    /// `name`: letters, digits, `-` and `.`, at most 255 bytes.  What is there is hashed again, so
+    /// that the digest is of the bytes on the disk.  One writer a name at a time is the caller's
+    /// duty.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`] if the file cannot be read or made.
+    ///
+    /// # Panics
+    /// If `name` is not such a name.
+    pub fn resume(&self, name: &str) -> Result<BlobWriter, BlobError> {
+        let path = self.staged_path(name);
+        let mut options = File::options();
+        let mut file = options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed(&path, "create"))?;
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; 1 << 17];
+        let mut n_bytes = 0;
+        loop {
+            match file.read(&mut buffer).map_err(failed(&path, "read"))? {
+                0 => break,
+                n => {
+                    hasher.update(&buffer[..n]);
+                    n_bytes += n as u64;
+                }
+            }
+        }
+        Ok(BlobWriter {
+            store: self.clone(),
+            path,
+            file: BufWriter::with_capacity(1 << 16, file),
+            hasher,
+            n_bytes,
+            staged: true,
+        })
+    }
+
+    /// Names and sizes of what is staged, by name.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`] if the folder cannot be read.
+    pub fn staged(&self) -> Result<Vec<(String, u64)>, BlobError> {
+        let dir = self.dir.join(STAGED);
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&dir).map_err(failed(&dir, "read"))? {
+            let entry = entry.map_err(failed(&dir, "read"))?;
+            // A part may be finished or discarded between the listing and the look at it.
+            if let (Ok(name), Ok(about)) = (entry.file_name().into_string(), entry.metadata()) {
+                found.push((name, about.len()));
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Forgets what is staged under `name`; returns whether there was anything.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`] if the file cannot be removed.
+    ///
+    /// # Panics
+    /// If `name` is not one that [`resume`](Self::resume) takes.
+    pub fn discard(&self, name: &str) -> Result<bool, BlobError> {
+        let path = self.staged_path(name);
+        match std::fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(failed(&path, "remove")(error)),
+        }
+    }
+
+    fn staged_path(&self, name: &str) -> PathBuf {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
+        assert!(
+            (1..=255).contains(&name.len()) && name.bytes().all(plain) && !name.starts_with('.'),
+            "a staged blob is named by the program"
+        );
+        self.dir.join(STAGED).join(name)
     }
 
     /// Stores `bytes` and returns their digest.
@@ -187,6 +278,8 @@ pub struct BlobWriter {
     file: BufWriter<File>,
     hasher: blake3::Hasher,
     n_bytes: u64,
+    /// Whether the file stays when the writer is dropped unfinished.
+    staged: bool,
 }
 
 impl BlobWriter {
@@ -226,10 +319,11 @@ impl BlobWriter {
     /// Stores the blob if its digest is `expected`.
     ///
     /// # Errors
-    /// [`BlobError::DigestMismatch`] if it is another; nothing is then stored.
+    /// [`BlobError::DigestMismatch`] if it is another; nothing is then stored, nor stays staged.
     pub fn finish_expecting(mut self, expected: [u8; 32]) -> Result<(), BlobError> {
         let got = *self.hasher.finalize().as_bytes();
         if got != expected {
+            self.staged = false;
             return Err(BlobError::DigestMismatch { expected, got, bytes: self.n_bytes });
         }
         self.store_as(&got)
@@ -252,6 +346,11 @@ impl BlobWriter {
 
 impl Drop for BlobWriter {
     fn drop(&mut self) {
+        if self.staged {
+            // What the buffer holds is written when the buffer is dropped; what the disk refuses
+            // is sent again.
+            return;
+        }
         // Gone already if it was stored; if it cannot be removed, the next open tries again.
         let _ = std::fs::remove_file(&self.path);
     }
@@ -365,6 +464,44 @@ mod tests {
         let store = BlobStore::open(dir.path()).unwrap();
         assert_eq!(n_files(dir.path()), 0);
         store.put(b"x").unwrap();
+    }
+
+    #[test]
+    fn a_staged_blob_goes_on_where_its_writer_was_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = BlobStore::open(dir.path()).unwrap();
+        let bytes: Vec<u8> = (0..300_000u32).map(|i| (i * 13 % 251) as u8).collect();
+        let digest = *blake3::hash(&bytes).as_bytes();
+        let name = "run-1.3.KR.seoul-lab";
+        let mut at = 0;
+        for end in [100, 70_000, 200_001] {
+            let mut writer = store.resume(name).unwrap();
+            assert_eq!(writer.len(), at as u64);
+            writer.write(&bytes[at..end]).unwrap();
+            at = end;
+        }
+        // Unlike what is unfinished, it outlives the process.
+        let store = BlobStore::open(dir.path()).unwrap();
+        assert_eq!(store.staged().unwrap(), [(name.to_owned(), 200_001)]);
+        let mut writer = store.resume(name).unwrap();
+        writer.write(&bytes[at..]).unwrap();
+        writer.finish_expecting(digest).unwrap();
+        assert_eq!(store.read_all(&digest).unwrap(), bytes);
+        assert!(store.staged().unwrap().is_empty());
+
+        // Another file under the same name is noticed at the end, and does not stay.
+        let mut writer = store.resume(name).unwrap();
+        writer.write(b"other").unwrap();
+        drop(writer);
+        let mut writer = store.resume(name).unwrap();
+        writer.write(&bytes[5..]).unwrap();
+        assert!(matches!(
+            writer.finish_expecting(digest),
+            Err(BlobError::DigestMismatch { bytes: 300_000, .. })
+        ));
+        assert!(store.staged().unwrap().is_empty());
+        store.resume(name).unwrap();
+        assert!(store.discard(name).unwrap() && !store.discard(name).unwrap());
     }
 
     #[test]
