@@ -5,9 +5,10 @@
 #   make ledgers           the tests' privacy ledgers, recomputed with dp-accounting (Python)
 #   make mutants           plants defects of privacy; each must be caught by the test that it names
 #   make kills             1,000 kills of a client at work; the ledger forgets nothing
+#   make chaos              2,000 simulated federations under faults; every update counted once or not at all
 #   make bench             the benches, with the same optimised dependencies
 
-.PHONY: help demo test ledgers mutants kills build setup-rust setup-data bench
+.PHONY: help demo test ledgers mutants kills chaos build setup-rust setup-data bench
 .DEFAULT_GOAL := help
 
 PACKAGE_DIR := /usr/share/datasets/fashion-mnist
@@ -49,6 +50,9 @@ mutants: setup-rust
 kills: setup-rust
 	cargo build --locked --workspace
 	COMITY_KILLS=1000 cargo test --locked --workspace --lib killed_at_random -- --nocapture
+
+chaos: setup-rust
+	COMITY_SEEDS=2000 cargo test --locked --workspace --lib every_seed_ends_with_each_update -- --nocapture
 
 bench: setup-rust
 	cargo bench --locked --profile dev --workspace --bench noise --bench accountant --bench dp_step

@@ -432,10 +432,10 @@ impl Node {
         link: &mut Link,
         (task, trained): (Task, Trained),
     ) -> anyhow::Result<Result<(), String>> {
-        if !self.parts.contains_key(&task.run) {
+        let Some(part) = self.parts.get(&task.run) else {
             debug!(run = %task.run, round = task.round, "trained for a run that has ended");
             return Ok(Ok(()));
-        }
+        };
         let release = match trained {
             Ok(release) => release,
             Err(error) => {
@@ -447,6 +447,13 @@ impl Node {
         let run = task.run.clone();
         let update =
             Update { run: task.run, round: task.round, plan: task.plan, base: task.model, release };
+        // A round that closed meanwhile is not released: its record would be one that the journal cannot
+        // replay. What was debited stays debited.
+        let event = ParticipantEvent::Trained { contribution: update.contribution() };
+        if let Err(refusal) = part.participant.clone().step(event) {
+            info!(%run, round = update.round, %refusal, "trained too late; nothing is released");
+            return Ok(Ok(()));
+        }
         let event = self.store.released(&update).context("the release cannot be recorded")?;
         let spent = self.store.ledger().spent().epsilon;
         info!(%run, round = task.round, epsilon_spent = format!("{spent:.3}"), "update released");

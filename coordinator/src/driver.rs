@@ -17,6 +17,7 @@ use comity_federation::{
 };
 use comity_journal::BlobStore;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::aggregate;
@@ -24,7 +25,7 @@ use crate::store::{Entry, Store};
 
 /// Requests that wait for the driver; a service waits in turn when it is full.
 const REQUESTS_MAX: usize = 256;
-/// Longest sleep between ticks, so that a jump of the clock is noticed.
+/// Longest sleep between ticks.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
 /// Why the driver did not do what was asked.
@@ -146,7 +147,9 @@ type Folded = (ModelDigest, Option<Vec<i64>>);
 /// The driver; [`Driver::run`] is its task.
 pub(crate) struct Driver {
     federation: String,
-    clock: Clock,
+    /// The time of the runs when the driver was made, and when that was: from then on it passes as
+    /// durations do, so that a clock that is set back or forward neither stretches nor cuts a round.
+    opened: (Time, Instant),
     store: Store,
     runs: BTreeMap<RunId, Run>,
     requests: mpsc::Receiver<Request>,
@@ -159,7 +162,7 @@ impl Driver {
     /// A driver over what the store replayed, and a handle to it.
     pub(crate) fn new(
         federation: String,
-        clock: Clock,
+        clock: &Clock,
         store: Store,
         runs: BTreeMap<RunId, Run>,
     ) -> (Self, DriverHandle) {
@@ -167,7 +170,9 @@ impl Driver {
         let (changes, news) = watch::channel(0);
         let handle = DriverHandle { requests: sender.clone(), changes: news, blobs: store.blobs() };
         let to_self = sender.downgrade();
-        (Self { federation, clock, store, runs, requests, to_self, changes }, handle)
+        // A clock that was set back while the coordinator was gone must not repeat a past.
+        let opened = (clock.now().max(store.last()), Instant::now());
+        (Self { federation, opened, store, runs, requests, to_self, changes }, handle)
     }
 
     /// Serves requests until every handle is gone or `stop` fires.
@@ -194,8 +199,14 @@ impl Driver {
         }
     }
 
+    /// The time of the runs.
+    fn now(&self) -> Time {
+        let (opened, at) = self.opened;
+        opened.after(at.elapsed())
+    }
+
     fn until_next_deadline(&self) -> Duration {
-        let now = self.clock.now();
+        let now = self.now();
         self.runs
             .values()
             .filter_map(Run::deadline)
@@ -206,7 +217,7 @@ impl Driver {
     }
 
     fn tick(&mut self) -> anyhow::Result<()> {
-        let now = self.clock.now();
+        let now = self.now();
         let due: Vec<RunId> = self
             .runs
             .values()
@@ -264,7 +275,7 @@ impl Driver {
         if let Err(refusal) = plan.privacy_plans() {
             return Ok(Err(refusal.into()));
         }
-        let now = self.clock.now();
+        let now = self.now();
         let start = match plan.manifest() {
             Ok(manifest) => manifest.initial_parameters(plan.seed),
             Err(refusal) => return Ok(Err(refusal.into())),
@@ -294,6 +305,7 @@ impl Driver {
 
     /// Steps `id` with `event`; the outer error is fatal, the inner one is the partner's.
     fn step(&mut self, id: &RunId, event: Event) -> anyhow::Result<Result<bool, DriverError>> {
+        let now = self.now();
         let Some(run) = self.runs.get_mut(id) else {
             return Ok(Err(match self.report(id) {
                 Ok(report) => {
@@ -303,7 +315,6 @@ impl Driver {
                 Err(unknown) => unknown,
             }));
         };
-        let now = self.clock.now();
         let effects = match run.step(event.clone(), now) {
             Ok(effects) => effects,
             Err(refusal) => return Ok(Err(refusal.into())),

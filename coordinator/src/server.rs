@@ -81,7 +81,7 @@ impl Coordinator {
         mut stop: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
         let Self { config, clock, tls, store, runs, lock } = self;
-        let (driver, handle) = Driver::new(config.federation.clone(), clock.clone(), store, runs);
+        let (driver, handle) = Driver::new(config.federation.clone(), &clock, store, runs);
         let (all_stop, stopped) = watch::channel(false);
         let mut driver = tokio::spawn(driver.run(stopped.clone()));
         let authenticate = Authenticate { federation: config.federation.clone() };

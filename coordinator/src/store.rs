@@ -47,18 +47,22 @@ pub(crate) struct Store {
     journal: Journal,
     blobs: Arc<BlobStore>,
     index: Index,
+    last: Time,
 }
 
 impl Store {
     /// Opens everything at `home` and replays the journal into the runs that have not ended.
     pub(crate) fn open(home: &Home) -> anyhow::Result<(Self, BTreeMap<RunId, Run>)> {
         let mut runs = BTreeMap::new();
+        let mut last = Time::default();
         let journal = Journal::open_with(home.journal(), |record| {
             match record.json::<Entry>()? {
                 Entry::Launched { run, plan, start, now, .. } => {
+                    last = last.max(now);
                     runs.insert(run.clone(), Run::new(run, *plan, start, now));
                 }
                 Entry::Stepped { run, now, event } => {
+                    last = last.max(now);
                     let machine = runs
                         .get_mut(&run)
                         .ok_or_else(|| record.refuse(format!("run {run} was never launched")))?;
@@ -75,7 +79,7 @@ impl Store {
         if let Some(aside) = index.set_aside() {
             warn!(reason = aside.reason, moved_to = %aside.path.display(), "index set aside");
         }
-        let store = Self { journal, blobs, index };
+        let store = Self { journal, blobs, index, last };
         if state == IndexState::Fresh {
             for run in runs.values() {
                 store.put_plan(run)?;
@@ -86,6 +90,11 @@ impl Store {
         }
         runs.retain(|_, run| run.outcome().is_none());
         Ok((store, runs))
+    }
+
+    /// The latest time that the journal held when it was opened.
+    pub(crate) fn last(&self) -> Time {
+        self.last
     }
 
     /// Makes `entry` durable.

@@ -12,6 +12,8 @@ pub mod mutants;
 pub use deployment::{Binaries, ClientSetup, Deployment, Finished};
 
 #[cfg(test)]
+mod sim;
+#[cfg(test)]
 mod system;
 #[cfg(test)]
 mod tidy;
