@@ -272,7 +272,8 @@ impl Driver {
         by: String,
     ) -> anyhow::Result<Result<(RunId, PlanDigest), DriverError>> {
         // The same calibration that every client will do: an impossible target stops here.
-        if let Err(refusal) = plan.privacy_plans() {
+        if let Err(refusal) = plan.check_deployable().and_then(|()| plan.privacy_plans().map(drop))
+        {
             return Ok(Err(refusal.into()));
         }
         let now = self.now();
@@ -342,6 +343,10 @@ impl Driver {
     fn perform(&self, id: &RunId, plan: &Plan, effect: Effect) {
         match effect {
             Effect::Record => {}
+            // `launch` takes no plan that asks for it.
+            Effect::Draw { round, .. } => {
+                error!(run = %id, round, "no cohort is drawn in secret here")
+            }
             Effect::Invite { round, cohort, .. } => {
                 info!(run = %id, round, clients = cohort.len(), "round opened");
             }
@@ -487,6 +492,7 @@ fn log(run: &RunId, event: &Event) {
     match event {
         Event::CheckedIn { client, .. } => info!(%run, %client, "client checked in"),
         Event::Declined { client, reason } => warn!(%run, %client, reason, "client declined"),
+        Event::Drawn { round, .. } => info!(%run, round, "cohort drawn"),
         Event::Submitted { client, contribution } => {
             info!(%run, %client, round = contribution.round, "contribution accepted");
         }

@@ -10,6 +10,8 @@ use comity_privacy::{
 };
 use serde::{Deserialize, Serialize};
 
+mod clients;
+
 use crate::accumulator::WEIGHT_TOTAL_MAX;
 use crate::{ClientId, FixedPoint, Layer, Manifest, ModelSpec, PlanDigest, PlanError};
 
@@ -151,6 +153,20 @@ pub enum PrivacyTerms {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         metrics: Option<DpMetrics>,
     },
+    /// Noise on the sum of whole institutions' clipped changes (McMahan et al. 2018, "Learning
+    /// differentially private recurrent language models"), for simulated federations of many: the one
+    /// that adds the noise sees each change in clear, so deployed clients decline it.
+    DpFedavg {
+        /// The models of the whole run are (epsilon, delta)-DP for each institution.
+        epsilon: f64,
+        /// See `epsilon`.
+        delta: f64,
+        /// Bound on one institution's change of a round's model, L2.
+        clip_norm_l2: f64,
+        /// Expected number of institutions in a round: each takes part with the same probability,
+        /// independently of the others.
+        cohort_expected: u32,
+    },
 }
 
 /// Metrics of the round's model on a client's own records, which leave it with noise.
@@ -192,7 +208,8 @@ pub struct CohortPlan {
     pub round_deadline: Duration,
     /// How contributions are weighted.
     pub weights: WeightRule,
-    /// The clients, by name.
+    /// The clients, by name; or, for a federation of many that are alike, `{ n, countries, records }`.
+    #[serde(deserialize_with = "clients::named_or_many")]
     pub clients: Vec<NamedClient>,
 }
 
@@ -307,7 +324,45 @@ impl Plan {
         match &self.privacy {
             PrivacyTerms::None => None,
             PrivacyTerms::DpSgd { unit, .. } => Some(*unit),
+            PrivacyTerms::DpFedavg { .. } => Some(PrivacyUnit::Institution),
         }
+    }
+
+    /// The ε and δ that the plan promises; `None` where it trains without DP.
+    ///
+    /// # Errors
+    /// [`PlanError::Invalid`] if they mean nothing, which a validated plan's do not.
+    pub fn budget(&self) -> Result<Option<Budget>, PlanError> {
+        match &self.privacy {
+            PrivacyTerms::None => Ok(None),
+            PrivacyTerms::DpSgd { epsilon, delta, .. }
+            | PrivacyTerms::DpFedavg { epsilon, delta, .. } => Budget::new(*epsilon, *delta)
+                .map(Some)
+                .map_err(|e| PlanError::invalid("privacy", e.to_string())),
+        }
+    }
+
+    /// Whether institutions can be asked to agree to the plan: not where they would have to hand out
+    /// what only others noise.
+    ///
+    /// # Errors
+    /// [`PlanError::Invalid`] says what to write instead.
+    pub fn check_deployable(&self) -> Result<(), PlanError> {
+        if !self.draws_in_secret() {
+            return Ok(());
+        }
+        Err(PlanError::invalid(
+            "privacy.mode",
+            "dp_fedavg is for simulations (comity-sim run): a coordinator would see each institution's \
+             change in clear, and clients decline it; use dp_sgd"
+                .to_owned(),
+        ))
+    }
+
+    /// Whether each round's cohort is drawn in secret by the one that adds the noise.
+    #[must_use]
+    pub fn draws_in_secret(&self) -> bool {
+        matches!(self.privacy, PrivacyTerms::DpFedavg { .. })
     }
 
     /// How many privacy units `client` declares: persons where they are protected, else records.
@@ -362,23 +417,49 @@ impl Plan {
         Ok(plans)
     }
 
-    /// What the terms ask of `client`; `None` where the plan trains without DP.
+    /// The privacy plan of the one that adds the noise, with institutions as its units: one step a
+    /// round. `None` unless [`draws_in_secret`](Self::draws_in_secret).
     ///
     /// # Errors
-    /// [`PlanError::Privacy`] if the budget means nothing.
+    /// [`PlanError::Invalid`] if the target cannot be reached.
+    pub fn institutions_plan(&self) -> Result<Option<PrivacyPlan>, PlanError> {
+        let PrivacyTerms::DpFedavg { clip_norm_l2, cohort_expected, .. } = &self.privacy else {
+            return Ok(None);
+        };
+        let request = PrivacyRequest {
+            unit: PrivacyUnit::Institution,
+            relation: Relation::AddOrRemoveOne,
+            budget: self.budget()?.expect("the plan has differential privacy"),
+            units_declared: self.cohort.clients.len() as u64,
+            batch_expected: *cohort_expected,
+            steps_per_round: 1,
+            rounds: self.rounds,
+            clip_norm_l2: *clip_norm_l2,
+            n_parameters: self.manifest()?.n_trainable() as u64,
+            metrics_rho_per_round: 0.0,
+            loss: None,
+            analytics: None,
+        };
+        PrivacyPlan::calibrate(&request)
+            .map(Some)
+            .map_err(|e| PlanError::invalid("privacy", e.to_string()))
+    }
+
+    /// What the terms ask of `client`; `None` where it trains without DP of its own.
+    ///
+    /// # Errors
+    /// As [`budget`](Self::budget).
     pub fn privacy_request(
         &self,
         client: &NamedClient,
     ) -> Result<Option<PrivacyRequest>, PlanError> {
-        let PrivacyTerms::DpSgd { unit, epsilon, delta, clip_norm_l2, metrics } = &self.privacy
-        else {
+        let PrivacyTerms::DpSgd { unit, clip_norm_l2, metrics, .. } = &self.privacy else {
             return Ok(None);
         };
-        let fail = |reason: String| PlanError::Privacy { client: client.id.clone(), reason };
         Ok(Some(PrivacyRequest {
             unit: *unit,
             relation: Relation::AddOrRemoveOne,
-            budget: Budget::new(*epsilon, *delta).map_err(|e| fail(e.to_string()))?,
+            budget: self.budget()?.expect("the plan has differential privacy"),
             units_declared: self.units_declared(client),
             batch_expected: self.training.batch,
             steps_per_round: self.steps_per_round(client),
@@ -548,7 +629,26 @@ impl Plan {
             "the declared records of all clients together pass 2^32; use weights = \"uniform\"",
         )?;
 
-        if let PrivacyTerms::DpSgd { unit, epsilon, delta, clip_norm_l2, metrics } = &self.privacy {
+        self.budget()?;
+        if let PrivacyTerms::DpFedavg { delta, clip_norm_l2, cohort_expected, .. } = &self.privacy {
+            check(positive(*clip_norm_l2), "privacy.clip_norm_l2", "use a positive number")?;
+            check(
+                (1..=cohort.clients.len()).contains(&(*cohort_expected as usize)),
+                "privacy.cohort_expected",
+                "use 1 to the number of named clients",
+            )?;
+            check(
+                *delta * (cohort.clients.len() as f64) < 1.0,
+                "privacy.delta",
+                "must be smaller than one divided by the number of named clients",
+            )?;
+            check(
+                cohort.weights == WeightRule::Uniform,
+                "cohort.weights",
+                "where institutions are protected they count the same: use \"uniform\"",
+            )?;
+        }
+        if let PrivacyTerms::DpSgd { unit, clip_norm_l2, metrics, .. } = &self.privacy {
             if let PrivacyUnit::Person { records_max } = unit {
                 check(
                     (1..=training.microbatch).contains(records_max),
@@ -563,8 +663,11 @@ impl Plan {
                     "where persons are protected each client declares 1 to its number of records",
                 )?;
             }
-            Budget::new(*epsilon, *delta)
-                .map_err(|e| PlanError::invalid("privacy", e.to_string()))?;
+            check(
+                *unit != PrivacyUnit::Institution,
+                "privacy.unit",
+                "whole institutions are protected by privacy.mode = \"dp_fedavg\", in simulations",
+            )?;
             check(positive(*clip_norm_l2), "privacy.clip_norm_l2", "use a positive number")?;
             check(
                 metrics.is_none_or(|m| m.accuracy_rho_per_round.is_none_or(positive)),
@@ -603,7 +706,7 @@ impl Plan {
         )?;
         if let Some(request) = self.analytics_request() {
             check(
-                self.unit().is_some(),
+                matches!(self.privacy, PrivacyTerms::DpSgd { .. }),
                 "analytics",
                 "statistics leave only under differential privacy: use privacy.mode = \"dp_sgd\"",
             )?;
@@ -720,6 +823,55 @@ fixed_point_bits = 22
             let privacy = plan.privacy_plan(client).unwrap().unwrap();
             assert!((0.2..10.0).contains(&privacy.noise_multiplier()), "{privacy:?}");
         }
+    }
+
+    #[test]
+    fn institutions_are_protected_in_simulations_only_and_all_alike() {
+        let start = SAMPLE.find("mode =").unwrap();
+        let end = SAMPLE.find("[cohort]").unwrap();
+        let terms = "mode = \"dp_fedavg\"\nepsilon = 8.0\ndelta = 1e-4\nclip_norm_l2 = 1.0\n\
+                     cohort_expected = 50\n";
+        let list =
+            &SAMPLE[SAMPLE.find("clients = [").unwrap()..SAMPLE.find("[aggregation]").unwrap()];
+        let many = "clients = { n = 1000, countries = [\"KR\", \"VN\"], records = 60 }\n";
+        let text = SAMPLE
+            .replace(&SAMPLE[start..end], terms)
+            .replace(list, many)
+            .replace("weights = \"declared\"", "weights = \"uniform\"");
+        let plan = Plan::from_toml(&text).unwrap();
+        assert_eq!(plan.unit(), Some(PrivacyUnit::Institution));
+        let privacy = plan.institutions_plan().unwrap().unwrap();
+        assert_eq!((privacy.sampling_rate(), privacy.steps_per_round()), (0.05, 1));
+        assert!(privacy.epsilon_total().epsilon <= 8.0);
+        // Nothing is added at a client, which is why no deployed one agrees.
+        assert_eq!(plan.privacy_plan(&plan.cohort.clients[0]).unwrap(), None);
+        assert!(plan.check_deployable().unwrap_err().to_string().contains("comity-sim"));
+        assert_eq!(sample().check_deployable(), Ok(()));
+        assert_eq!(sample().institutions_plan(), Ok(None));
+        let ids: Vec<String> =
+            plan.cohort.clients[..2].iter().map(|client| client.id.to_string()).collect();
+        assert_eq!(
+            (ids, plan.cohort.clients.len()),
+            (vec!["KR/site-00001".into(), "VN/site-00002".into()], 1000)
+        );
+        assert_eq!(Plan::from_json(&plan.to_json()).unwrap(), plan);
+        for (from, to, expected) in [
+            ("cohort_expected = 50", "cohort_expected = 1001", "privacy.cohort_expected"),
+            ("cohort_expected = 50", "cohort_expected = 0", "privacy.cohort_expected"),
+            ("clip_norm_l2 = 1.0", "clip_norm_l2 = 0.0", "privacy.clip_norm_l2"),
+            ("delta = 1e-4", "delta = 1e-3", "privacy.delta"),
+            ("\"uniform\"", "\"declared\"", "cohort.weights"),
+            ("n = 1000", "n = 10001", "cohort.clients"),
+            ("countries = [\"KR\", \"VN\"]", "countries = []", "cohort.clients"),
+            ("records = 60", "records = 60, rows = 1", "rows"),
+        ] {
+            assert!(text.contains(from), "{from}");
+            let error = Plan::from_toml(&text.replacen(from, to, 1)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{from} -> {to}: {error}");
+        }
+        let as_record = SAMPLE.replace("unit = \"record\"", "unit = \"institution\"");
+        let error = Plan::from_toml(&as_record).unwrap_err().to_string();
+        assert!(error.contains("dp_fedavg"), "{error}");
     }
 
     #[test]

@@ -52,6 +52,13 @@ pub enum PolicyRefusal {
     /// The plan trains without differential privacy.
     #[error("the plan trains without differential privacy, which this institution does not allow")]
     WithoutDp,
+    /// The plan asks for changes without noise, to which the coordinator would add it.
+    #[error(
+        "the plan protects whole institutions by noise that the coordinator adds: the coordinator \
+         would see this institution's change in clear. Such plans are for simulations; use \
+         privacy.mode = \"dp_sgd\""
+    )]
+    NoiseElsewhere,
     /// No budget for private runs.
     #[error("this institution has set no privacy budget for this data set")]
     NoBudget,
@@ -99,6 +106,7 @@ impl Policy {
         match (&plan.privacy, &self.budget) {
             (PrivacyTerms::None, _) if self.without_dp_allowed => Ok(()),
             (PrivacyTerms::None, _) => Err(PolicyRefusal::WithoutDp),
+            (PrivacyTerms::DpFedavg { .. }, _) => Err(PolicyRefusal::NoiseElsewhere),
             (PrivacyTerms::DpSgd { .. }, None) => Err(PolicyRefusal::NoBudget),
             (PrivacyTerms::DpSgd { epsilon, delta, .. }, Some(budget)) => {
                 if *epsilon > budget.epsilon.get() || *delta > budget.delta.get() {
@@ -131,6 +139,14 @@ mod tests {
             persons_declared: None,
         };
         assert_eq!(policy.review(&plan, &client), Ok(()));
+        let mut elsewhere = plan.clone();
+        elsewhere.privacy = PrivacyTerms::DpFedavg {
+            epsilon: 0.1,
+            delta: 1e-5,
+            clip_norm_l2: 1.0,
+            cohort_expected: 2,
+        };
+        assert_eq!(policy.review(&elsewhere, &client), Err(PolicyRefusal::NoiseElsewhere));
         policy.records_declared = 900;
         assert!(matches!(policy.review(&plan, &client), Err(PolicyRefusal::Records { .. })));
         policy.records_declared = 1000;

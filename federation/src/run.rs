@@ -14,6 +14,10 @@
 //! contributions are statistics instead of a model's change, and its model is the first one with what
 //! the statistics say of the features.
 //!
+//! Where the plan protects whole institutions, a round begins with **Drawing**: the driver draws its
+//! cohort in secret and answers with [`Event::Drawn`]; then any number of contributions is a quorum,
+//! none included, because their number must not tell who was drawn.
+//!
 //! * **Gathering** publishes the plan; a client checks in or declines.
 //! * **Training** has a cohort, each member of which contributes, withdraws, or is late.
 //! * **Aggregating** waits for the driver to fold the contributions into the next model.
@@ -54,6 +58,14 @@ pub enum Event {
         client: ClientId,
         /// Why, for the operator.
         reason: String,
+    },
+    /// The driver drew the cohort of a round whose plan
+    /// [draws in secret](Plan::draws_in_secret).
+    Drawn {
+        /// Which round.
+        round: u32,
+        /// Who is in it.
+        cohort: Vec<ClientId>,
     },
     /// A client's whole update lies in the blob store.
     Submitted {
@@ -106,6 +118,14 @@ pub enum Command {
 pub enum Effect {
     /// Make the event of this step durable before anything that follows.
     Record,
+    /// Draw the round's cohort among `present`, each with the plan's probability, and answer with
+    /// [`Event::Drawn`].
+    Draw {
+        /// Which round.
+        round: u32,
+        /// Who can be drawn.
+        present: Vec<ClientId>,
+    },
     /// Ask the cohort to train from `model`.
     Invite {
         /// Which round.
@@ -170,6 +190,7 @@ enum Progress {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Phase {
     Gathering { closes: Time },
+    Drawing,
     Training { cohort: BTreeMap<ClientId, Progress>, closes: Time },
     Aggregating,
     Ended { outcome: Outcome, at: Time },
@@ -237,7 +258,7 @@ impl Run {
     pub fn deadline(&self) -> Option<Time> {
         match &self.phase {
             Phase::Gathering { closes } | Phase::Training { closes, .. } => Some(*closes),
-            Phase::Aggregating | Phase::Ended { .. } => None,
+            Phase::Drawing | Phase::Aggregating | Phase::Ended { .. } => None,
         }
     }
 
@@ -261,6 +282,7 @@ impl Run {
         match event {
             Event::CheckedIn { client, plan } => self.check_in(client, plan, now),
             Event::Declined { client, reason } => self.decline(client, reason, now),
+            Event::Drawn { round, cohort } => self.drawn(round, cohort, now),
             Event::Submitted { client, contribution } => self.submit(client, contribution, now),
             Event::Withdrew { client, round, reason } => self.withdraw(client, round, reason, now),
             Event::Aggregated { round, model, statistics } => {
@@ -495,7 +517,11 @@ impl Run {
                 }
             }
         }
-        let lacking = self.lacking(contributions.iter().map(|c| &c.client));
+        let lacking = if self.plan.draws_in_secret() {
+            None
+        } else {
+            self.lacking(contributions.iter().map(|c| &c.client))
+        };
         let updates = contributions.iter().map(|c| (c.update, c.weight)).collect();
         let record = self.history.last_mut().expect("a round is open");
         record.contributions = contributions;
@@ -518,23 +544,57 @@ impl Run {
                 .split_off(1);
         }
         let round = self.plan.first_round() + self.history.len() as u32;
-        let cohort: Vec<ClientId> = self.present.iter().cloned().collect();
-        let closes = now.after(self.plan.cohort.round_deadline);
+        let present: Vec<ClientId> = self.present.iter().cloned().collect();
         self.history.push(RoundReport {
             round,
             opened: now,
             closed: None,
             base: self.model,
             model: None,
-            cohort: cohort.clone(),
+            cohort: Vec::new(),
             contributions: Vec::new(),
             missing: Vec::new(),
         });
+        if self.plan.draws_in_secret() {
+            self.phase = Phase::Drawing;
+            return vec![Effect::Draw { round, present }];
+        }
+        vec![self.invite(present, now)]
+    }
+
+    /// The cohort of a round is known: the round trains, or has nobody to wait for.
+    fn drawn(
+        &mut self,
+        round: u32,
+        cohort: Vec<ClientId>,
+        now: Time,
+    ) -> Result<Vec<Effect>, Rejection> {
+        let everybody: BTreeSet<&ClientId> = cohort.iter().collect();
+        let fits = self.phase == Phase::Drawing
+            && round == self.last_round()
+            && everybody.len() == cohort.len()
+            && everybody.iter().all(|client| self.present.contains(*client));
+        if !fits {
+            return Err(Rejection::OutOfPlace("no such cohort is waited for"));
+        }
+        if cohort.is_empty() {
+            self.phase = Phase::Training { cohort: BTreeMap::new(), closes: now };
+            return Ok(self.answered(now, false));
+        }
+        Ok(vec![Effect::Record, self.invite(cohort, now)])
+    }
+
+    /// Opens the last round's training to `cohort`.
+    fn invite(&mut self, cohort: Vec<ClientId>, now: Time) -> Effect {
+        let closes = now.after(self.plan.cohort.round_deadline);
+        let record = self.history.last_mut().expect("a round is open");
+        let round = record.round;
+        record.cohort.clone_from(&cohort);
         self.phase = Phase::Training {
             cohort: cohort.iter().map(|c| (c.clone(), Progress::Invited)).collect(),
             closes,
         };
-        vec![Effect::Invite { round, cohort, model: self.model, closes }]
+        Effect::Invite { round, cohort, model: self.model, closes }
     }
 
     /// The open round, or the last one; 0 before the first.
@@ -642,6 +702,10 @@ impl Run {
                 model: self.model,
                 closes: *closes,
             }),
+            (Phase::Drawing, Some(record)) => Some(Effect::Draw {
+                round: record.round,
+                present: self.present.iter().cloned().collect(),
+            }),
             (Phase::Aggregating, Some(record)) => Some(Effect::Aggregate {
                 round: record.round,
                 base: self.model,
@@ -684,7 +748,7 @@ impl Run {
     pub fn summary(&self) -> RunReport {
         let (status, reason, ended) = match &self.phase {
             Phase::Gathering { .. } => (RunStatus::Gathering, None, None),
-            Phase::Training { .. } => (RunStatus::Training, None, None),
+            Phase::Drawing | Phase::Training { .. } => (RunStatus::Training, None, None),
             Phase::Aggregating => (RunStatus::Aggregating, None, None),
             Phase::Ended { outcome: Outcome::Finished(_), at } => {
                 (RunStatus::Finished, None, Some(*at))

@@ -76,6 +76,13 @@ pub enum PrivacyError {
     )]
     RelationNotPlanned,
 
+    /// Counts of rows have no bound where whole institutions are protected.
+    #[error(
+        "where institutions are protected no count, loss or statistic of rows is released: one \
+         institution can bring any number of rows"
+    )]
+    CountsOfInstitutions,
+
     /// A recorded plan's figures do not follow from one another.
     #[error("the recorded privacy plan contradicts itself: its noise is not what it asks for")]
     PlanInconsistent,

@@ -407,6 +407,12 @@ fn validate(request: &PrivacyRequest) -> Result<(), PrivacyError> {
     if request.relation != Relation::AddOrRemoveOne {
         return Err(PrivacyError::RelationNotPlanned);
     }
+    let counts_rows = request.metrics_rho_per_round > 0.0
+        || request.loss.is_some()
+        || request.analytics.is_some();
+    if request.unit == PrivacyUnit::Institution && counts_rows {
+        return Err(PrivacyError::CountsOfInstitutions);
+    }
     if u64::from(request.batch_expected) > request.units_declared {
         return Err(PrivacyError::SamplingRateAboveOne {
             batch_expected: request.batch_expected,

@@ -32,6 +32,14 @@ const EXCLUSIONS: [&str; 6] = [
     "what a model teaches about a population: one unit more or less changes little",
 ];
 
+/// What the figures do not cover where institutions are the unit.
+const EXCLUSIONS_OF_INSTITUTIONS: [&str; 4] = [
+    "whoever adds the noise and those who see its memory: they see each institution's change in clear",
+    "the schedule: rounds, expected cohort, clipping norm and noise are public by plan",
+    "the number of institutions, and constants written into plans",
+    "what a model teaches about a population: one institution more or less changes little",
+];
+
 /// What one data set has spent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -120,9 +128,10 @@ impl Statement {
             ledger.runs().flat_map(|run| run.used.iter().copied()).collect();
         let mut units = runs.iter().filter_map(|run| run.unit);
         let first = units.next();
+        let unit = first.filter(|unit| units.all(|other| other == *unit));
         Self {
             units_declared,
-            unit: first.filter(|unit| units.all(|other| other == *unit)),
+            unit,
             relation: Relation::AddOrRemoveOne,
             total: deltas
                 .iter()
@@ -132,7 +141,12 @@ impl Statement {
             sampler: SAMPLER.to_owned(),
             randomness: RANDOMNESS.to_owned(),
             n_keys: ledger.n_keys(),
-            exclusions: EXCLUSIONS.map(str::to_owned).to_vec(),
+            exclusions: match unit {
+                Some(PrivacyUnit::Institution) => {
+                    EXCLUSIONS_OF_INSTITUTIONS.map(str::to_owned).to_vec()
+                }
+                _ => EXCLUSIONS.map(str::to_owned).to_vec(),
+            },
         }
     }
 }

@@ -17,14 +17,19 @@ pub enum PrivacyUnit {
         /// Rows of one person that are used at most; further ones never are.
         records_max: u32,
     },
+    /// One institution with everything that it sends. Institutions are sampled, and an institution's
+    /// whole change of a round's model is clipped as one (McMahan et al. 2018). Whoever adds the noise
+    /// sees the changes without it, so the promise is towards those who see the models only.
+    Institution,
 }
 
 impl PrivacyUnit {
-    /// The most rows that one unit can bring: what a count can change by.
+    /// The most rows that one unit can bring: what a count of rows can change by.
     pub fn records_max(self) -> u32 {
         match self {
             Self::Record => 1,
             Self::Person { records_max } => records_max,
+            Self::Institution => u32::MAX,
         }
     }
 }
@@ -36,6 +41,7 @@ impl fmt::Display for PrivacyUnit {
             Self::Person { records_max } => {
                 write!(f, "person, with at most {records_max} records each")
             }
+            Self::Institution => f.write_str("institution"),
         }
     }
 }
@@ -75,8 +81,9 @@ mod tests {
         assert_eq!(serde_json::to_string(&Relation::ReplaceOne).unwrap(), r#""replace_one""#);
         let person = PrivacyUnit::Person { records_max: 8 };
         assert_eq!(serde_json::to_string(&person).unwrap(), r#"{"person":{"records_max":8}}"#);
-        for unknown in [r#""institution""#, r#""person""#, r#"{"person":{"records_max":8,"x":1}}"#]
-        {
+        let institution = serde_json::to_string(&PrivacyUnit::Institution).unwrap();
+        assert_eq!(institution, r#""institution""#);
+        for unknown in [r#""family""#, r#""person""#, r#"{"person":{"records_max":8,"x":1}}"#] {
             assert!(serde_json::from_str::<PrivacyUnit>(unknown).is_err(), "{unknown}");
         }
     }

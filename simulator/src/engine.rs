@@ -14,14 +14,15 @@ use comity_burn_models::{
 use comity_datasets::Dataset;
 use comity_federation::{
     Accumulator, ClientId, Effect, Event, ModelDigest, Outcome, Parameters, Participant,
-    ParticipantEffect, ParticipantEvent, Plan, Policy, PrivacyTerms, Run, RunId, RunReport, Task,
-    Time, Update, UpdateDigest, aggregate,
+    ParticipantEffect, ParticipantEvent, Plan, Policy, Run, RunId, RunReport, Task, Time, Update,
+    UpdateDigest, aggregate,
 };
 use comity_privacy::{
-    Budget, Charge, Ledger, LedgerEntry, Limit, Mechanism, PrivacyPlan, ReservationKey,
+    Charge, Ledger, LedgerEntry, Limit, Mechanism, PrivacyPlan, ReservationKey, Statement,
 };
 use serde::Serialize;
 
+use crate::institutions::TrustedCoordinator;
 use crate::{FederationData, NoiseMode, SimulationError};
 
 /// The federation's name in the run's id.
@@ -76,7 +77,8 @@ pub struct RoundScore {
     pub model: ModelDigest,
     /// Wall-clock time of the round with its scoring.
     pub seconds: f64,
-    /// ε that each client's ledger has debited so far, at the plan's δ; `None` without DP.
+    /// ε so far, at the plan's δ, by each client's ledger or, where whole institutions are protected,
+    /// by the coordinator's; `None` without DP.
     pub epsilon: BTreeMap<ClientId, Option<f64>>,
     /// Bytes of each client's update in this round.
     pub bytes: BTreeMap<ClientId, u64>,
@@ -93,6 +95,8 @@ pub struct SimulationResult {
     pub model: Parameters,
     /// Every client's ledger.
     pub ledgers: BTreeMap<ClientId, Ledger>,
+    /// What was spent on whole institutions, where the plan protects them.
+    pub institutions: Option<Statement>,
 }
 
 /// Something under way between coordinator and clients.
@@ -135,6 +139,8 @@ struct Engine<'a> {
     simulation: &'a Simulation<'a>,
     run: Run,
     clients: BTreeMap<ClientId, Client<'a>>,
+    /// Where whole institutions are protected.
+    trusted: Option<TrustedCoordinator>,
     now: Time,
     /// All messages take equally long, so the order of sending is the order of arrival.
     messages: VecDeque<(Time, Message)>,
@@ -161,11 +167,12 @@ impl<'a> Engine<'a> {
         let id = RunId::derive(&plan.name, &plan.digest(), FEDERATION, now);
         let run = Run::new(id, plan.clone(), model.digest(), now);
         let mut clients = BTreeMap::new();
+        // Where whole institutions are protected, a client's own ledger knows no DP.
+        let budget = plan.budget()?.filter(|_| !plan.draws_in_secret());
         let plans = plan.privacy_plans()?;
         for ((named, privacy), (client, shard)) in
             plan.cohort.clients.iter().zip(plans).zip(&data.shards)
         {
-            let budget = budget(plan, client)?;
             let limit = Limit { budget, exempt_allowed: budget.is_none() };
             clients.insert(
                 client.clone(),
@@ -189,6 +196,7 @@ impl<'a> Engine<'a> {
             simulation,
             run,
             clients,
+            trusted: TrustedCoordinator::new(plan)?,
             now,
             messages: VecDeque::new(),
             due: Vec::new(),
@@ -204,7 +212,11 @@ impl<'a> Engine<'a> {
         for named in &self.simulation.plan.cohort.clients {
             let client = &self.clients[&named.id];
             let plan = self.simulation.plan;
-            let reviewed = client.policy.review(plan, &named.id).map_err(|e| e.to_string());
+            // No deployed institution agrees that the noise is added elsewhere; a simulated one does.
+            let reviewed = match plan.draws_in_secret() {
+                true => Ok(()),
+                false => client.policy.review(plan, &named.id).map_err(|e| e.to_string()),
+            };
             let event = match reviewed
                 .and_then(|()| check_units(plan, client.shard).map_err(|e| e.to_string()))
             {
@@ -286,6 +298,13 @@ impl<'a> Engine<'a> {
         for effect in effects {
             match effect {
                 Effect::Record => {}
+                Effect::Draw { round, present } => {
+                    let Simulation { noise, seed, .. } = *self.simulation;
+                    let trusted = self.trusted.as_mut().expect("the plan draws in secret");
+                    let cohort = trusted.draw(self.run.id(), round, &present, noise, seed)?;
+                    self.round_started = Instant::now();
+                    self.step_run(Event::Drawn { round, cohort }, observe)?;
+                }
                 Effect::Invite { round, cohort, model, closes } => {
                     self.round_started = Instant::now();
                     for client in cohort {
@@ -354,16 +373,25 @@ impl<'a> Engine<'a> {
         }
         // An update holds the trained parameters, the first ones; the frozen ones stay.
         let n_trainable = plan.manifest()?.n_trainable();
-        let (trained, frozen) = self.model.values().split_at(n_trainable);
-        let mut sum = Accumulator::new(n_trainable);
-        for (digest, weight) in updates {
-            sum.add(&self.updates[digest], *weight);
-        }
+        let model = if let Some(trusted) = &mut self.trusted {
+            let deltas: Vec<&[u8]> =
+                updates.iter().map(|(digest, _)| self.updates[digest].as_slice()).collect();
+            let (next, digest) =
+                trusted.step(&plan.aggregation, &self.model, n_trainable, &deltas)?;
+            self.model = next;
+            digest
+        } else {
+            let (trained, frozen) = self.model.values().split_at(n_trainable);
+            let mut sum = Accumulator::new(n_trainable);
+            for (digest, weight) in updates {
+                sum.add(&self.updates[digest], *weight);
+            }
+            let mut next = aggregate(&plan.aggregation, trained, &sum);
+            next.extend(frozen);
+            self.model = Parameters::new(next);
+            self.model.digest()
+        };
         self.updates.clear();
-        let mut next = aggregate(&plan.aggregation, trained, &sum);
-        next.extend(frozen);
-        self.model = Parameters::new(next);
-        let model = self.model.digest();
         let evaluation = evaluate(
             &plan.model,
             &self.model,
@@ -373,10 +401,14 @@ impl<'a> Engine<'a> {
             EVALUATION_BATCH,
         )?;
         let record = self.run.report().history.pop().expect("a round is being aggregated");
-        let delta = delta(plan);
+        let delta = plan.budget()?.map(|budget| budget.delta.get());
+        let shared = self.trusted.as_ref().map(TrustedCoordinator::epsilon);
         // Clients of one size have spent the same, and each reckoning is dear.
         let mut known: Vec<(Vec<Mechanism>, f64)> = Vec::new();
         let mut epsilon = |client: &Client<'_>| {
+            if shared.is_some() {
+                return shared;
+            }
             let delta = delta?;
             let used: Vec<Mechanism> =
                 client.ledger.runs().flat_map(|run| run.used.iter().copied()).collect();
@@ -434,6 +466,7 @@ impl<'a> Engine<'a> {
             report: self.run.report(),
             rounds: self.rounds,
             model: self.model,
+            institutions: self.trusted.map(|trusted| trusted.statement(self.simulation.noise)),
             ledgers: self.clients.into_iter().map(|(id, client)| (id, client.ledger)).collect(),
         }
     }
@@ -483,20 +516,5 @@ impl Client<'_> {
         let bytes = update.contribution().update.0;
         self.ledger.commit(&mut self.entries, update.release.receipt(), bytes)?;
         Ok(update)
-    }
-}
-
-/// What the plan asks of every client; `None` without DP.
-fn budget(plan: &Plan, client: &ClientId) -> Result<Option<Budget>, SimulationError> {
-    let PrivacyTerms::DpSgd { epsilon, delta, .. } = &plan.privacy else { return Ok(None) };
-    Budget::new(*epsilon, *delta)
-        .map(Some)
-        .map_err(|source| SimulationError::Privacy { client: client.clone(), source })
-}
-
-fn delta(plan: &Plan) -> Option<f64> {
-    match plan.privacy {
-        PrivacyTerms::DpSgd { delta, .. } => Some(delta),
-        PrivacyTerms::None => None,
     }
 }

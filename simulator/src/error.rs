@@ -37,6 +37,9 @@ pub enum SimulationError {
         /// Why.
         source: PrivacyError,
     },
+    /// The ledger or the noise for whole institutions refused.
+    #[error("the noise for institutions: {0}")]
+    Institutions(#[from] PrivacyError),
     /// The model cannot be built or scored.
     #[error(transparent)]
     Model(#[from] TrainError),

@@ -21,6 +21,7 @@
 pub mod audit;
 mod engine;
 mod error;
+mod institutions;
 mod noise;
 mod world;
 

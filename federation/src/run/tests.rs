@@ -273,6 +273,73 @@ fn a_client_that_withdraws_is_recorded_with_its_reason() {
     assert_eq!(run.report().history[0].missing, [(client("b"), "budget spent".to_owned())]);
 }
 
+/// Institutions are protected: the driver draws each round's cohort.
+fn run_that_draws() -> Run {
+    let mut plan = sample();
+    plan.privacy = crate::PrivacyTerms::DpFedavg {
+        epsilon: 8.0,
+        delta: 1e-5,
+        clip_norm_l2: 1.0,
+        cohort_expected: 1,
+    };
+    plan.cohort.weights = crate::WeightRule::Uniform;
+    Run::new("sample-1".parse().unwrap(), plan, START, Time(0))
+}
+
+#[test]
+fn a_cohort_that_is_drawn_in_secret_may_be_of_any_size() {
+    let mut run = run_that_draws();
+    let digest = run.plan_digest();
+    let mut recorded = Vec::new();
+    let mut step = |run: &mut Run, event: Event| {
+        let effects = run.step(event.clone(), Time(1))?;
+        recorded.push((Time(1), event));
+        Ok::<_, Rejection>(effects)
+    };
+    let mut effects = Vec::new();
+    for name in ["a", "b", "c"] {
+        effects = step(&mut run, Event::CheckedIn { client: client(name), plan: digest }).unwrap();
+    }
+    let Effect::Draw { round: 1, present } = &effects[1] else { panic!("{effects:?}") };
+    assert_eq!(present.len(), 3);
+    assert_eq!(run.pending().as_ref(), Some(&effects[1]));
+    for (round, cohort) in [(2, vec!["a"]), (1, vec!["a", "a"]), (1, vec!["KR/zz"])] {
+        let cohort = cohort.into_iter().map(client).collect();
+        let before = run.clone();
+        assert!(matches!(
+            step(&mut run, Event::Drawn { round, cohort }),
+            Err(Rejection::OutOfPlace(_))
+        ));
+        assert_eq!(run, before);
+    }
+    // Fewer than the quorum.
+    let cohort = vec![client("b")];
+    effects = step(&mut run, Event::Drawn { round: 1, cohort: cohort.clone() }).unwrap();
+    assert!(matches!(&effects[1], Effect::Invite { round: 1, cohort: c, .. } if *c == cohort));
+    let uninvited = contribution(1, START, 1);
+    let uninvited = Event::Submitted {
+        client: client("a"),
+        contribution: Contribution { plan: digest, ..uninvited },
+    };
+    assert!(matches!(step(&mut run, uninvited), Err(Rejection::NotInvited { .. })));
+    let contribution = Contribution { plan: digest, ..contribution(1, START, 1) };
+    effects = step(&mut run, Event::Submitted { client: client("b"), contribution }).unwrap();
+    assert!(matches!(&effects[1], Effect::Aggregate { updates, .. } if updates.len() == 1));
+    let model = ModelDigest([9; 32]);
+    effects = step(&mut run, Event::Aggregated { round: 1, model, statistics: None }).unwrap();
+    assert!(matches!(effects[1], Effect::Draw { round: 2, .. }), "{effects:?}");
+    // Nobody.
+    effects = step(&mut run, Event::Drawn { round: 2, cohort: Vec::new() }).unwrap();
+    assert!(
+        matches!(&effects[1], Effect::Aggregate { round: 2, updates, .. } if updates.is_empty())
+    );
+    step(&mut run, Event::Aggregated { round: 2, model, statistics: None }).unwrap();
+    assert_eq!(run.report().status, RunStatus::Finished);
+    let drawn: Vec<usize> = run.report().history.iter().map(|r| r.cohort.len()).collect();
+    assert_eq!(drawn, [1, 0]);
+    assert_eq!(run_that_draws().replay(recorded).unwrap(), run);
+}
+
 #[test]
 fn abort_ends_a_run_from_any_phase() {
     let abort = || Event::Ordered { command: Command::Abort { reason: "enough".into() } };

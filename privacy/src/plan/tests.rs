@@ -180,3 +180,16 @@ fn a_reservation_for_anything_else_opens_no_session() {
         assert!(matches!(error, PrivacyError::ReservationMismatch { .. }), "{error}");
     }
 }
+
+#[test]
+fn institutions_are_protected_without_counts_of_their_rows() {
+    let counts = PrivacyRequest { unit: PrivacyUnit::Institution, ..request() };
+    assert_eq!(PrivacyPlan::calibrate(&counts), Err(PrivacyError::CountsOfInstitutions));
+    let loss = Some(LossRequest { rho_per_round: 1e-4, upper: 3.0 });
+    let losses = PrivacyRequest { metrics_rho_per_round: 0.0, loss, ..counts.clone() };
+    assert_eq!(PrivacyPlan::calibrate(&losses), Err(PrivacyError::CountsOfInstitutions));
+    let plan =
+        PrivacyPlan::calibrate(&PrivacyRequest { metrics_rho_per_round: 0.0, ..counts }).unwrap();
+    assert_eq!(plan.unit(), PrivacyUnit::Institution);
+    assert!(plan.epsilon_total().epsilon <= 3.0);
+}

@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use comity_burn_models::{DeviceChoice, write_safetensors};
 use comity_federation::{ClientId, ModelDigest, Plan, PlanDigest, PrivacyTerms, RunStatus};
-use comity_privacy::Estimate;
+use comity_privacy::{Estimate, PrivacyUnit};
 use comity_simulator::{NoiseMode, Progress, RoundScore, Simulation, SimulationResult};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -68,6 +68,8 @@ struct Summary<'a> {
     /// By country: the largest among its clients; `null` without DP.
     epsilon: BTreeMap<String, Option<f64>>,
     delta: Option<f64>,
+    /// Whom ε protects; `null` without DP.
+    unit: Option<PrivacyUnit>,
     seconds: f64,
     /// SHA-256 of the bytes of model.safetensors; `null` without --out.
     model_sha256: Option<String>,
@@ -106,17 +108,15 @@ impl Run {
             None => None,
         };
         let noise = match plan.privacy {
-            PrivacyTerms::DpSgd { .. } => noise.label(),
+            PrivacyTerms::DpSgd { .. } | PrivacyTerms::DpFedavg { .. } => noise.label(),
             PrivacyTerms::None => "no differential privacy",
         };
         let summary = Summary {
             rounds: result.rounds.len(),
             accuracy: result.rounds.last().map(|score| score.accuracy),
             epsilon: result.rounds.last().map(epsilon_by_country).unwrap_or_default(),
-            delta: match plan.privacy {
-                PrivacyTerms::DpSgd { delta, .. } => Some(delta),
-                PrivacyTerms::None => None,
-            },
+            unit: plan.unit(),
+            delta: plan.budget()?.map(|budget| budget.delta.get()),
             seconds: started.elapsed().as_secs_f64(),
             model_sha256,
             status: result.report.status,
@@ -129,6 +129,10 @@ impl Run {
         };
         if let Some(out) = &self.out {
             output::write_whole(&out.join("summary.json"), output::json(&summary)?.as_bytes())?;
+            if let Some(statement) = &result.institutions {
+                let text = output::json(statement)?;
+                output::write_whole(&out.join("statement.json"), text.as_bytes())?;
+            }
         }
         if self.json {
             output::print_json(&summary)?;
@@ -164,7 +168,13 @@ struct Display {
 impl Display {
     fn new(plan: &Plan) -> Self {
         let clients = &plan.cohort.clients;
-        let n_steps = clients.iter().map(|named| u64::from(plan.steps_per_round(named))).sum();
+        let n_steps: u64 = clients.iter().map(|named| u64::from(plan.steps_per_round(named))).sum();
+        let n_steps = match plan.privacy {
+            PrivacyTerms::DpFedavg { cohort_expected, .. } => {
+                n_steps * u64::from(cohort_expected) / clients.len() as u64
+            }
+            _ => n_steps,
+        };
         let bar = ProgressBar::new(n_steps);
         let style = "round {prefix} [{bar:30}] {pos}/{len} local steps, {elapsed} in all";
         bar.set_style(
@@ -258,8 +268,19 @@ fn report(plan: &Plan, result: &SimulationResult, summary: &Summary<'_>) -> Stri
     if let (Some(accuracy), Some(score)) = (summary.accuracy, result.rounds.last()) {
         text += &format!(", accuracy {:.2} %, model {}", 100.0 * accuracy, score.model);
     }
-    if let PrivacyTerms::DpSgd { unit, epsilon, delta, .. } = plan.privacy {
-        text += &format!("\nprivacy by the plan: ε ≤ {epsilon}, δ = {delta:e} for each {unit}");
+    match plan.privacy {
+        PrivacyTerms::None => {}
+        PrivacyTerms::DpSgd { unit, epsilon, delta, .. } => {
+            text += &format!("\nprivacy by the plan: ε ≤ {epsilon}, δ = {delta:e} for each {unit}");
+        }
+        PrivacyTerms::DpFedavg { epsilon, delta, cohort_expected, .. } => {
+            text += &format!(
+                "\nprivacy by the plan: ε ≤ {epsilon}, δ = {delta:e} for each institution towards \
+                 those who see the models; {cohort_expected} of {} are drawn for a round, in \
+                 expectation, and the simulated coordinator sees their changes in clear",
+                plan.cohort.clients.len()
+            );
+        }
     }
     text + "\n"
 }

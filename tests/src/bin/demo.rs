@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{LineStyle, Table};
-use comity_federation::{ClientId, Plan, PrivacyTerms, RunReport, RunStatus};
+use comity_federation::{ClientId, Plan, RunReport, RunStatus};
 use comity_privacy::{FixedSchedule, LedgerEntry, Mechanism, Relation, epsilon};
 use comity_tests::{Binaries, ClientSetup, Deployment, Finished};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -63,10 +63,8 @@ fn main() -> anyhow::Result<()> {
     let mut deployment = Deployment::init(binaries.clone(), out, "demo")?;
     deployment.serve()?;
     let started = Instant::now();
-    let (budget, delta) = match plan.privacy {
-        PrivacyTerms::DpSgd { epsilon, delta, .. } => (Some((epsilon, delta)), delta),
-        PrivacyTerms::None => (None, 0.0),
-    };
+    let budget = plan.budget()?.map(|budget| (budget.epsilon.get(), budget.delta.get()));
+    let delta = budget.map_or(0.0, |(_, delta)| delta);
     for named in &plan.cohort.clients {
         let folder = format!("../data/{}-{}", named.id.country(), named.id.institution());
         deployment.add_client(&ClientSetup {
