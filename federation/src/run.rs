@@ -289,6 +289,11 @@ impl Run {
                 self.aggregated(round, model, statistics, now)
             }
             Event::Ordered { command: Command::Abort { reason } } => {
+                // What has arrived stays on record, though no model will count it.
+                if let Some(open) = self.rounds_from(self.history.len().saturating_sub(1)).pop() {
+                    self.history.pop();
+                    self.history.push(open);
+                }
                 Ok(self.end(Outcome::Aborted(cut(reason)), now))
             }
             Event::Tick => Ok(self.tick(now)),

@@ -12,6 +12,10 @@ pub mod mutants;
 pub use deployment::{Binaries, ClientSetup, Deployment, Finished};
 
 #[cfg(test)]
+mod draws;
+#[cfg(test)]
+mod machines;
+#[cfg(test)]
 mod sim;
 #[cfg(test)]
 mod system;

@@ -1,32 +1,6 @@
 //! What a seed draws: the plan, how long training takes, and the faults with their times.
 
-/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): a seed's stream of draws.
-#[derive(Clone, Debug)]
-pub(super) struct Draws(u64);
-
-impl Draws {
-    pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in `from..=to`.
-    pub(super) fn between(&mut self, from: u64, to: u64) -> u64 {
-        from + self.next() % (to - from + 1)
-    }
-
-    /// True once in `n` times.
-    pub(super) fn once_in(&mut self, n: u64) -> bool {
-        self.next().is_multiple_of(n)
-    }
-}
+use crate::draws::Draws;
 
 /// One thing that goes wrong. Clients are named by their index.
 #[derive(Clone, Debug, PartialEq, Eq)]

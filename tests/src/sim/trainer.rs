@@ -9,7 +9,7 @@ use comity_client::{Job, Train, Trained};
 use comity_federation::{Delta, RoundOutput};
 use tokio::sync::oneshot;
 
-use super::faults::Draws;
+use crate::draws::Draws;
 
 /// The coordinate that is client `client_index`'s in `round`.
 pub(super) fn coordinate(n_clients: usize, round: u32, client_index: usize) -> usize {

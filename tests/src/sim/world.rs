@@ -18,12 +18,13 @@ use tokio::sync::watch;
 use tracing::{Instrument as _, info_span};
 use tracing_subscriber::layer::SubscriberExt as _;
 
-use super::faults::{Draws, Fault, Faults};
+use super::faults::{Fault, Faults};
 use super::network::{Fuse, Listener, Network, PORT};
 use super::oracle;
 use super::site::{COORDINATOR, Site, client_id, host, start};
 use super::trainer::UnitVectors;
 use super::witness::Witness;
+use crate::draws::Draws;
 
 /// Virtual time between two looks at the network.
 const TICK: Duration = Duration::from_millis(10);
