@@ -1,14 +1,70 @@
 //! Folds a round's updates into the next model, chunk by chunk: memory does not grow with the
 //! model or with the number of clients.
 
-use std::io::Read as _;
+use std::io::{Read as _, Seek as _, SeekFrom};
 
 use anyhow::{Context as _, ensure};
-use comity_federation::{Accumulator, Aggregation, ModelDigest, Plan, UpdateDigest, aggregate};
-use comity_journal::BlobStore;
+use comity_federation::{Accumulator, Aggregation, Fold, ModelDigest, Plan, UpdateDigest, Updates};
+use comity_journal::{BlobReader, BlobStore};
 
-/// Coordinates folded at once.
+/// Coordinates copied at once.
 const CHUNK_COORDINATES: usize = 1 << 16;
+/// Most updates whose files are kept open; of more, each is opened for each chunk.
+const OPEN_FILES_MAX: usize = 32;
+
+/// A round's updates in the blob store.
+struct Stored<'a> {
+    blobs: &'a BlobStore,
+    updates: Vec<UpdateDigest>,
+    /// As many as are kept open, with the byte at which each stands.
+    open: Vec<(BlobReader, u64)>,
+}
+
+impl<'a> Stored<'a> {
+    /// The updates, each of which is to have `n_bytes`.
+    fn open(
+        blobs: &'a BlobStore,
+        updates: &[(UpdateDigest, u64)],
+        n_bytes: u64,
+    ) -> anyhow::Result<Self> {
+        let mut stored =
+            Self { blobs, updates: updates.iter().map(|u| u.0).collect(), open: Vec::new() };
+        for digest in &stored.updates {
+            let reader = blobs.reader(&digest.0).with_context(|| format!("update {digest}"))?;
+            ensure!(
+                reader.len() == n_bytes,
+                "update {digest} has another length than the model's trained part"
+            );
+            if updates.len() <= OPEN_FILES_MAX {
+                stored.open.push((reader, 0));
+            }
+        }
+        Ok(stored)
+    }
+}
+
+impl Updates for Stored<'_> {
+    type Error = anyhow::Error;
+
+    fn read(&mut self, index: usize, from: usize, into: &mut [u8]) -> anyhow::Result<()> {
+        let digest = self.updates[index];
+        let mut opened;
+        let (reader, at) = match self.open.get_mut(index) {
+            Some((reader, at)) => (reader, at),
+            None => {
+                opened = (self.blobs.reader(&digest.0)?, 0);
+                (&mut opened.0, &mut opened.1)
+            }
+        };
+        let from = 4 * from as u64;
+        if *at != from {
+            reader.seek(SeekFrom::Start(from))?;
+        }
+        reader.read_exact(into).with_context(|| format!("update {digest}"))?;
+        *at = from + into.len() as u64;
+        Ok(())
+    }
+}
 
 /// The next model of a round: `base` plus the strategy's step on `updates`, stored as a blob.
 ///
@@ -22,44 +78,32 @@ pub(crate) fn fold(
     updates: &[(UpdateDigest, u64)],
 ) -> anyhow::Result<ModelDigest> {
     let mut base = blobs.reader(&base.0).context("the round's model is missing")?;
-    let mut readers = Vec::with_capacity(updates.len());
-    for (digest, weight) in updates {
-        let reader = blobs.reader(&digest.0).with_context(|| format!("update {digest}"))?;
-        ensure!(
-            reader.len() == 4 * n_trainable as u64 && reader.len() <= base.len(),
-            "update {digest} has another length than the model's trained part"
-        );
-        readers.push((reader, *weight));
-    }
+    let trained = 4 * n_trainable as u64;
+    ensure!(trained <= base.len(), "the round's model is shorter than its plan says");
+    let mut frozen = base.len() - trained;
+    let weights = updates.iter().map(|(_, weight)| *weight).collect();
+    let mut stored = Stored::open(blobs, updates, trained)?;
+    let fold = Fold::new(settings, weights, n_trainable, &mut stored)?;
     let mut next = blobs.writer()?;
-    let mut left = 4 * n_trainable as u64;
-    let mut frozen = base.len().saturating_sub(left);
-    let mut model_bytes = vec![0; CHUNK_COORDINATES * 4];
-    let mut update_bytes = vec![0; CHUNK_COORDINATES * 4];
-    let mut values = Vec::with_capacity(CHUNK_COORDINATES);
-    while left > 0 {
-        let n = usize::try_from(left).unwrap_or(usize::MAX).min(model_bytes.len());
-        base.read_exact(&mut model_bytes[..n])?;
+    let mut bytes = Vec::new();
+    let mut values = Vec::new();
+    for range in fold.chunks() {
+        bytes.resize(4 * range.len(), 0);
+        base.read_exact(&mut bytes)?;
         values.clear();
-        values.extend(model_bytes[..n].as_chunks::<4>().0.iter().map(|w| f32::from_le_bytes(*w)));
-        let mut sum = Accumulator::new(values.len());
-        for (reader, weight) in &mut readers {
-            reader.read_exact(&mut update_bytes[..n])?;
-            sum.add(&update_bytes[..n], *weight);
-        }
-        let after = aggregate(settings, &values, &sum);
+        values.extend(bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)));
+        let after = fold.step(range, &values, &mut stored)?;
         ensure!(after.iter().all(|v| v.is_finite()), "the aggregated model is not finite");
-        for (word, value) in model_bytes.chunks_exact_mut(4).zip(&after) {
-            word.copy_from_slice(&value.to_le_bytes());
+        for (word, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&after) {
+            *word = value.to_le_bytes();
         }
-        next.write(&model_bytes[..n])?;
-        left -= n as u64;
+        next.write(&bytes)?;
     }
     while frozen > 0 {
-        let n = usize::try_from(frozen).unwrap_or(usize::MAX).min(model_bytes.len());
-        base.read_exact(&mut model_bytes[..n])?;
-        next.write(&model_bytes[..n])?;
-        frozen -= n as u64;
+        bytes.resize(usize::try_from(frozen).unwrap_or(usize::MAX).min(4 * CHUNK_COORDINATES), 0);
+        base.read_exact(&mut bytes)?;
+        next.write(&bytes)?;
+        frozen -= bytes.len() as u64;
     }
     Ok(ModelDigest(next.finish()?))
 }
@@ -79,7 +123,7 @@ pub(crate) fn statistics(
         ensure!(bytes.len() as u64 == 4 * request.n_values(), "update {digest}: another length");
         sum.add(&bytes, *weight);
     }
-    let sums = sum.sum().to_vec();
+    let sums = sum.into_sum();
     let Some((start, values)) = plan.standardisation(&sums)? else { return Ok((base, sums)) };
     let patch: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     let patched = 4 * start as u64..4 * start as u64 + patch.len() as u64;
@@ -105,52 +149,82 @@ pub(crate) fn statistics(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use comity_federation::{FixedPoint, Parameters, Strategy};
+    use comity_federation::{Parameters, Strategy};
 
-    #[test]
-    fn folding_by_chunks_equals_folding_at_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let blobs = BlobStore::open(dir.path()).unwrap();
-        let settings = Aggregation {
-            strategy: Strategy::Fedavg,
+    const STRATEGIES: [Strategy; 6] = [
+        Strategy::Fedavg,
+        Strategy::Median,
+        Strategy::TrimmedMean { trim: 2 },
+        Strategy::Krum { byzantine: 1 },
+        Strategy::MultiKrum { byzantine: 1, keep: 3 },
+        Strategy::NormCappedMean { norm_max_l2: 100.0 },
+    ];
+
+    fn settings(strategy: Strategy) -> Aggregation {
+        Aggregation {
+            strategy,
             server_learning_rate: 0.5,
             fixed_point_bits: 22,
-        };
-        // More than two chunks, and a last one that is not full.
-        let n = 2 * CHUNK_COORDINATES + 17;
-        let base: Vec<f32> = (0..n).map(|i| (i % 1000) as f32 / 100.0).collect();
-        let grid = FixedPoint::new(22).unwrap();
-        let mut sum = Accumulator::new(n);
-        let mut updates = Vec::new();
-        for weight in [3u64, 5] {
-            let after: Vec<f32> = base.iter().map(|v| v * weight as f32 + 1.0).collect();
-            let bytes = grid.delta(&base, &after).unwrap().to_bytes();
-            sum.add(&bytes, weight);
-            updates.push((UpdateDigest(blobs.put(&bytes).unwrap()), weight));
+            country_weight_max: None,
         }
-        let expected = Parameters::new(aggregate(&settings, &base, &sum));
-        let start = ModelDigest(blobs.put(&Parameters::new(base).to_bytes()).unwrap());
-        let next = fold(&blobs, &settings, start, n, &updates).unwrap();
-        assert_eq!(next, expected.digest());
-        updates.reverse();
-        assert_eq!(fold(&blobs, &settings, start, n, &updates).unwrap(), next);
+    }
+
+    /// `n_updates` updates of `n` coordinates in a store, and the same bytes in memory.
+    fn stored(
+        blobs: &BlobStore,
+        n_updates: u32,
+        n: usize,
+    ) -> (Vec<Vec<u8>>, Vec<(UpdateDigest, u64)>) {
+        let updates: Vec<Vec<u8>> = (0..n_updates)
+            .map(|u| {
+                let value = |i: u32| (i + u).wrapping_mul(2_654_435_761).rotate_left(u) as i32 / 64;
+                (0..n as u32).flat_map(|i| value(i).to_le_bytes()).collect()
+            })
+            .collect();
+        let digests = (3..)
+            .zip(&updates)
+            .map(|(weight, bytes)| (UpdateDigest(blobs.put(bytes).unwrap()), weight));
+        let digests = digests.collect();
+        (updates, digests)
+    }
+
+    #[test]
+    fn every_strategy_makes_the_same_model_of_files_as_of_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = BlobStore::open(dir.path()).unwrap();
+        // More than two chunks and a last one that is not full; once more files than are kept open.
+        for (n_updates, n) in [(7, 2 * CHUNK_COORDINATES + 17), (OPEN_FILES_MAX as u32 + 3, 301)] {
+            let base: Vec<f32> = (0..n).map(|i| (i % 1000) as f32 / 100.0).collect();
+            let start = ModelDigest(blobs.put(&Parameters::new(base.clone()).to_bytes()).unwrap());
+            let (bytes, updates) = stored(&blobs, n_updates, n);
+            let mut slices: Vec<&[u8]> = bytes.iter().map(Vec::as_slice).collect();
+            let slices = &mut slices[..];
+            for strategy in STRATEGIES {
+                let settings = settings(strategy);
+                let weights = updates.iter().map(|u| u.1).collect();
+                let Ok(at_once) = Fold::new(&settings, weights, n, slices);
+                let Ok(expected) = at_once.step(0..n, &base, slices);
+                let next = fold(&blobs, &settings, start, n, &updates).unwrap();
+                assert_eq!(next, Parameters::new(expected).digest(), "{strategy:?}");
+                let mut turned = updates.clone();
+                turned.reverse();
+                let again = fold(&blobs, &settings, start, n, &turned).unwrap();
+                assert_eq!(again, next, "{strategy:?}");
+            }
+        }
     }
 
     #[test]
     fn frozen_parameters_are_copied() {
         let dir = tempfile::tempdir().unwrap();
         let blobs = BlobStore::open(dir.path()).unwrap();
-        let settings = Aggregation {
-            strategy: Strategy::Fedavg,
-            server_learning_rate: 1.0,
-            fixed_point_bits: 22,
-        };
         let n = 2 * CHUNK_COORDINATES + 5;
         let values: Vec<f32> = (0..n).map(|i| i as f32).collect();
         let base = ModelDigest(blobs.put(&Parameters::new(values.clone()).to_bytes()).unwrap());
-        let delta = FixedPoint::new(22).unwrap().delta(&[0.0, 1.0, 2.0], &[1.0, 1.0, 0.5]).unwrap();
-        let update = UpdateDigest(blobs.put(&delta.to_bytes()).unwrap());
-        let next = fold(&blobs, &settings, base, 3, &[(update, 2)]).unwrap();
+        let delta: Vec<u8> =
+            [1 << 23, 0, -(3 << 22)].into_iter().flat_map(i32::to_le_bytes).collect();
+        let update = UpdateDigest(blobs.put(&delta).unwrap());
+        let next = fold(&blobs, &settings(Strategy::Fedavg), base, 3, &[(update, 2)]).unwrap();
         let expected = [&[1.0, 1.0, 0.5], &values[3..]].concat();
         assert_eq!(next, Parameters::new(expected).digest());
     }
@@ -159,14 +233,9 @@ mod tests {
     fn an_update_of_another_length_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let blobs = BlobStore::open(dir.path()).unwrap();
-        let settings = Aggregation {
-            strategy: Strategy::Fedavg,
-            server_learning_rate: 1.0,
-            fixed_point_bits: 22,
-        };
         let base = ModelDigest(blobs.put(&[0; 8]).unwrap());
         let update = UpdateDigest(blobs.put(&[0; 4]).unwrap());
-        let error = fold(&blobs, &settings, base, 2, &[(update, 1)]).unwrap_err();
+        let error = fold(&blobs, &settings(Strategy::Fedavg), base, 2, &[(update, 1)]).unwrap_err();
         assert!(error.to_string().contains("another length"), "{error}");
     }
 }

@@ -6,10 +6,15 @@
 /// Largest total weight: 2^32 times an `i32` still fits an `i64`.
 pub(crate) const WEIGHT_TOTAL_MAX: u64 = 1 << 32;
 
+/// Updates that are added in one pass over the sum.
+pub(crate) const LANES: usize = 4;
+
 /// Weighted integer sum of one range of coordinates.
 #[derive(Clone, Debug)]
 pub struct Accumulator {
-    sum: Vec<i64>,
+    /// The sum of `weight * (value + 2^31)`, modulo 2^64: unsigned products of 32 bits are what every
+    /// processor multiplies several at a time.  [`into_sum`](Self::into_sum) takes the shift off.
+    shifted: Vec<u64>,
     weight_total: u64,
 }
 
@@ -17,7 +22,7 @@ impl Accumulator {
     /// Zeros for `n_coordinates` coordinates.
     #[must_use]
     pub fn new(n_coordinates: usize) -> Self {
-        Self { sum: vec![0; n_coordinates], weight_total: 0 }
+        Self { shifted: vec![0; n_coordinates], weight_total: 0 }
     }
 
     /// Adds `weight` times the delta whose little-endian bytes, four a coordinate, are `bytes`.
@@ -26,20 +31,53 @@ impl Accumulator {
     /// If the length differs from the accumulator's, or the total weight passes 2^32: the plan
     /// and [`Run`](crate::Run) have checked both.
     pub fn add(&mut self, bytes: &[u8], weight: u64) {
+        let words = self.words(bytes);
+        self.weigh(weight);
+        for (sum, word) in self.shifted.iter_mut().zip(words) {
+            *sum = sum.wrapping_add(shifted(word).wrapping_mul(weight));
+        }
+    }
+
+    /// Adds four deltas, each times its weight, in one pass over the sum: half as long as one by one.
+    ///
+    /// # Panics
+    /// As [`add`](Self::add).
+    pub fn add_four(&mut self, deltas: [&[u8]; LANES], weights: [u64; LANES]) {
+        let Ok(narrow) = weights.map(u32::try_from).into_iter().collect::<Result<Vec<_>, _>>()
+        else {
+            // One of them has all the weight there may be.
+            deltas.into_iter().zip(weights).for_each(|(bytes, weight)| self.add(bytes, weight));
+            return;
+        };
+        let [a, b, c, d] = deltas.map(|bytes| self.words(bytes));
+        weights.into_iter().for_each(|weight| self.weigh(weight));
+        let w: [u64; LANES] = std::array::from_fn(|lane| u64::from(narrow[lane]));
+        for ((((sum, a), b), c), d) in self.shifted.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+            *sum = sum
+                .wrapping_add(shifted(a) * w[0])
+                .wrapping_add(shifted(b) * w[1])
+                .wrapping_add(shifted(c) * w[2])
+                .wrapping_add(shifted(d) * w[3]);
+        }
+    }
+
+    fn words<'a>(&self, bytes: &'a [u8]) -> &'a [[u8; 4]] {
         let (words, rest) = bytes.as_chunks::<4>();
-        assert!(rest.is_empty() && words.len() == self.sum.len(), "a chunk of another length");
+        let same = rest.is_empty() && words.len() == self.shifted.len();
+        assert!(same, "a chunk of another length");
+        words
+    }
+
+    fn weigh(&mut self, weight: u64) {
         self.weight_total += weight;
         assert!(self.weight_total <= WEIGHT_TOTAL_MAX, "the plan bounds the total weight");
-        let weight = weight as i64;
-        for (sum, word) in self.sum.iter_mut().zip(words) {
-            *sum += weight * i64::from(i32::from_le_bytes(*word));
-        }
     }
 
     /// The weighted sum, `[n_coordinates]`.
     #[must_use]
-    pub fn sum(&self) -> &[i64] {
-        &self.sum
+    pub fn into_sum(self) -> Vec<i64> {
+        let shift = self.weight_total << 31;
+        self.shifted.into_iter().map(|sum| sum.wrapping_sub(shift) as i64).collect()
     }
 
     /// The sum of weights.
@@ -47,6 +85,11 @@ impl Accumulator {
     pub fn weight_total(&self) -> u64 {
         self.weight_total
     }
+}
+
+/// The value of `word` plus 2^31.
+fn shifted(word: &[u8; 4]) -> u64 {
+    u64::from(u32::from_le_bytes(*word) ^ (1 << 31))
 }
 
 #[cfg(test)]
@@ -58,10 +101,33 @@ mod tests {
     fn extreme_updates_at_the_weight_limit_do_not_overflow() {
         let mut accumulator = Accumulator::new(1);
         accumulator.add(&i32::MIN.to_le_bytes(), WEIGHT_TOTAL_MAX);
-        assert_eq!(accumulator.sum(), [i64::MIN]);
+        assert_eq!(accumulator.into_sum(), [i64::MIN]);
+        let mut accumulator = Accumulator::new(1);
+        let largest = i32::MAX.to_le_bytes();
+        accumulator.add_four([&largest; 4], [WEIGHT_TOTAL_MAX, 0, 0, 0]);
+        assert_eq!(accumulator.into_sum(), [i64::from(i32::MAX) << 32]);
     }
 
     proptest! {
+        #[test]
+        fn four_at_once_are_four_one_by_one(
+            values in any::<[[i32; 3]; 4]>(),
+            weights in prop::array::uniform4(0u64..=1 << 30),
+        ) {
+            let bytes = values.map(|v| v.map(i32::to_le_bytes).concat());
+            let mut at_once = Accumulator::new(3);
+            at_once.add_four(bytes.each_ref().map(Vec::as_slice), weights);
+            let mut one_by_one = Accumulator::new(3);
+            for (bytes, weight) in bytes.iter().zip(weights) {
+                one_by_one.add(bytes, weight);
+            }
+            let expected: Vec<i64> = (0..3)
+                .map(|i| (0..4).map(|u| i64::from(values[u][i]) * weights[u] as i64).sum())
+                .collect();
+            prop_assert_eq!(&at_once.into_sum(), &expected);
+            prop_assert_eq!(&one_by_one.into_sum(), &expected);
+        }
+
         #[test]
         fn the_sum_does_not_depend_on_the_order(
             updates in prop::collection::vec((any::<[i32; 3]>(), 0u64..1 << 24), 1..8),
@@ -73,7 +139,7 @@ mod tests {
                     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
                     accumulator.add(&bytes, *weight);
                 }
-                accumulator.sum().to_vec()
+                accumulator.into_sum()
             };
             let mut turned = updates.clone();
             turned.rotate_left(turn % updates.len());

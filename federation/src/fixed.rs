@@ -62,7 +62,7 @@ impl FixedPoint {
         if before.len() != after.len() {
             return Err(FixedPointError::Length { before: before.len(), after: after.len() });
         }
-        let scale = f64::from(1u32 << self.bits);
+        let scale = self.steps_per_unit();
         let limit = (1u32 << 31) >> self.bits;
         let mut values = Vec::with_capacity(before.len());
         for (index, (b, a)) in before.iter().zip(after).enumerate() {
@@ -79,10 +79,15 @@ impl FixedPoint {
         Ok(Delta::new(values))
     }
 
+    /// Grid steps in one unit of the model's values.
+    pub(crate) fn steps_per_unit(&self) -> f64 {
+        f64::from(1u32 << self.bits)
+    }
+
     /// The weighted mean of deltas: `sum / weight_total`, back from the grid.
     #[must_use]
     pub fn mean(&self, sum: i64, weight_total: u64) -> f64 {
-        sum as f64 / (weight_total as f64 * f64::from(1u32 << self.bits))
+        sum as f64 / (weight_total as f64 * self.steps_per_unit())
     }
 }
 

@@ -13,6 +13,7 @@ mod error;
 mod fixed;
 mod ids;
 mod model;
+mod norm;
 mod parameters;
 mod participant;
 mod plan;
@@ -22,12 +23,14 @@ mod run;
 mod strategy;
 mod time;
 mod update;
+mod weights;
 
 pub use accumulator::Accumulator;
 pub use error::{PlanError, Rejection};
 pub use fixed::{FixedPoint, FixedPointError};
 pub use ids::{ClientId, Country, IdError, ModelDigest, PlanDigest, RunId, UpdateDigest};
 pub use model::{Layer, Lora, Manifest, ModelSpec, Start, TensorSpec};
+pub use norm::SquareSum;
 pub use parameters::Parameters;
 pub use participant::{Participant, ParticipantEffect, ParticipantEvent, Task};
 pub use plan::{
@@ -39,6 +42,6 @@ pub use report::{
     ClientReport, ClientStanding, ContributionReport, RoundReport, RunReport, RunStatus,
 };
 pub use run::{Admission, Command, Effect, Event, Outcome, Run};
-pub use strategy::aggregate;
+pub use strategy::{Fold, Updates};
 pub use time::Time;
 pub use update::{Contribution, Delta, RoundOutput, Update};

@@ -1,8 +1,11 @@
 //! The plan of a run: data, never code.  Parsed from TOML, validated whole, named by a digest.
 
+mod aggregation;
+mod clients;
+mod cohort;
+
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use comity_privacy::{
     AnalyticsRequest, Budget, Estimate, LossRequest, PrivacyPlan, PrivacyRequest, PrivacyUnit,
@@ -10,18 +13,16 @@ use comity_privacy::{
 };
 use serde::{Deserialize, Serialize};
 
-mod clients;
+pub use aggregation::{Aggregation, Strategy};
+pub use cohort::{CohortPlan, NamedClient, WeightRule};
 
-use crate::accumulator::WEIGHT_TOTAL_MAX;
-use crate::{ClientId, FixedPoint, Layer, Manifest, ModelSpec, PlanDigest, PlanError};
+use crate::{ClientId, Layer, Manifest, ModelSpec, PlanDigest, PlanError};
 
 /// The tensor of means with which a model begins that standardises features; the one of standard
 /// deviations follows it.
 pub(crate) const STANDARDISE_MEAN: &str = "layers.0.mean";
 /// Most rounds in a run.
 const ROUNDS_MAX: u32 = 100_000;
-/// Most clients in a plan.
-const N_CLIENTS_MAX: usize = 10_000;
 /// Most values in one example.
 const EXAMPLE_VALUES_MAX: usize = 1 << 26;
 
@@ -192,70 +193,20 @@ pub struct Analytics {
     pub queries: Vec<Query>,
 }
 
-/// Who takes part, and how many must.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CohortPlan {
-    /// Fewest contributions that close a round.
-    pub min_clients: u32,
-    /// Fewest countries among them.
-    pub min_countries: u32,
-    /// How long the run waits for clients to agree to the plan.
-    #[serde(with = "humantime_serde")]
-    pub gathering_deadline: Duration,
-    /// How long a round waits for updates.
-    #[serde(with = "humantime_serde")]
-    pub round_deadline: Duration,
-    /// How contributions are weighted.
-    pub weights: WeightRule,
-    /// The clients, by name; or, for a federation of many that are alike, `{ n, countries, records }`.
-    #[serde(deserialize_with = "clients::named_or_many")]
-    pub clients: Vec<NamedClient>,
+/// `value` in millionths, in which shares are compared without rounding.
+pub(crate) fn millionths(value: f64) -> u64 {
+    (value / MILLIONTH).round() as u64
 }
 
-/// How contributions are weighted; never by a private count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WeightRule {
-    /// Every client counts the same.
-    Uniform,
-    /// By the declared number of records.
-    Declared,
+/// One of [`millionths`].
+const MILLIONTH: f64 = 1e-6;
+
+fn check(holds: bool, key: &'static str, reason: &str) -> Result<(), PlanError> {
+    if holds { Ok(()) } else { Err(PlanError::invalid(key, reason.to_owned())) }
 }
 
-/// One client that the plan names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NamedClient {
-    /// Such as `KR/seoul-lab`.
-    pub id: ClientId,
-    /// Number of records that the institution declares in public, rounded; sets the sampling rate
-    /// where records are protected.
-    pub records: u64,
-    /// Number of persons that the institution declares in public, rounded; sets the sampling rate
-    /// where persons are protected, and is needed only then.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub persons: Option<u64>,
-}
-
-/// The server's step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Aggregation {
-    /// Which.
-    pub strategy: Strategy,
-    /// Factor on the mean update.
-    pub server_learning_rate: f64,
-    /// Updates are multiples of 2^-bits; 22 holds changes up to ±512.
-    pub fixed_point_bits: u32,
-}
-
-/// The server's step, by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Strategy {
-    /// Federated averaging (McMahan et al. 2017).
-    Fedavg,
+fn positive(value: f64) -> bool {
+    value.is_finite() && value > 0.0
 }
 
 impl Plan {
@@ -312,10 +263,7 @@ impl Plan {
     /// The weight of a client's contribution.
     #[must_use]
     pub fn weight(&self, client: &NamedClient) -> u64 {
-        match self.cohort.weights {
-            WeightRule::Uniform => 1,
-            WeightRule::Declared => client.records,
-        }
+        self.cohort.weight(client)
     }
 
     /// The privacy unit; `None` where the plan trains without DP.
@@ -533,10 +481,6 @@ impl Plan {
 
     /// Checks every key; the calibration of privacy is left to [`privacy_plan`](Self::privacy_plan).
     fn validate(&self) -> Result<(), PlanError> {
-        let check = |holds: bool, key: &'static str, reason: &str| {
-            if holds { Ok(()) } else { Err(PlanError::invalid(key, reason.to_owned())) }
-        };
-        let positive = |value: f64| value.is_finite() && value > 0.0;
         let fraction = |value: f64| (0.0..1.0).contains(&value);
 
         check(crate::ids::is_name(&self.name), "name", "use 1 to 64 of a-z, 0-9 and '-'")?;
@@ -595,39 +539,7 @@ impl Plan {
         check(rest, "training.optimizer", "momentum and betas lie in [0, 1), epsilon is positive")?;
 
         let cohort = &self.cohort;
-        check(
-            (1..=N_CLIENTS_MAX).contains(&cohort.clients.len()),
-            "cohort.clients",
-            "name 1 to 10000 clients",
-        )?;
-        let ids: BTreeSet<_> = cohort.clients.iter().map(|c| &c.id).collect();
-        let countries: BTreeSet<_> = ids.iter().map(|id| id.country()).collect();
-        check(ids.len() == cohort.clients.len(), "cohort.clients", "a client is named twice")?;
-        check(
-            (1..=ids.len()).contains(&(cohort.min_clients as usize)),
-            "cohort.min_clients",
-            "use 1 to the number of named clients",
-        )?;
-        check(
-            (1..=countries.len()).contains(&(cohort.min_countries as usize)),
-            "cohort.min_countries",
-            "use 1 to the number of named countries",
-        )?;
-        let second = Duration::from_secs(1);
-        check(cohort.gathering_deadline >= second, "cohort.gathering_deadline", "use at least 1s")?;
-        check(cohort.round_deadline >= second, "cohort.round_deadline", "use at least 1s")?;
-        check(
-            cohort.clients.iter().all(|c| (1..=1 << 40).contains(&c.records)),
-            "cohort.clients.records",
-            "declare 1 to 2^40 records",
-        )?;
-        let weight_total =
-            cohort.clients.iter().try_fold(0u64, |sum, c| sum.checked_add(self.weight(c)));
-        check(
-            weight_total.is_some_and(|total| total <= WEIGHT_TOTAL_MAX),
-            "cohort.clients.records",
-            "the declared records of all clients together pass 2^32; use weights = \"uniform\"",
-        )?;
+        cohort.validate()?;
 
         self.budget()?;
         if let PrivacyTerms::DpFedavg { delta, clip_norm_l2, cohort_expected, .. } = &self.privacy {
@@ -646,6 +558,16 @@ impl Plan {
                 cohort.weights == WeightRule::Uniform,
                 "cohort.weights",
                 "where institutions are protected they count the same: use \"uniform\"",
+            )?;
+            check(
+                self.aggregation.strategy == Strategy::Fedavg,
+                "aggregation.strategy",
+                "where institutions are protected their mean is what is accounted for; use \"fedavg\"",
+            )?;
+            check(
+                self.aggregation.country_weight_max.is_none(),
+                "aggregation.country_weight_max",
+                "where institutions are protected they count the same; leave it out",
             )?;
         }
         if let PrivacyTerms::DpSgd { unit, clip_norm_l2, metrics, .. } = &self.privacy {
@@ -718,16 +640,7 @@ impl Plan {
             request.validate().map_err(|e| PlanError::invalid("analytics", e.to_string()))?;
         }
 
-        check(
-            positive(self.aggregation.server_learning_rate),
-            "aggregation.server_learning_rate",
-            "use a positive number",
-        )?;
-        check(
-            FixedPoint::new(self.aggregation.fixed_point_bits).is_some(),
-            "aggregation.fixed_point_bits",
-            "use 0 to 30",
-        )
+        self.aggregation.validate(cohort)
     }
 }
 
@@ -807,11 +720,61 @@ fixed_point_bits = 22
             ("records = 500", "records = 5", "training.batch"),
             ("fixed_point_bits = 22", "fixed_point_bits = 31", "fixed_point_bits"),
             ("strategy = \"fedavg\"", "strategy = \"fedmagic\"", "fedmagic"),
+            ("strategy = \"fedavg\"", "strategy = \"median\"", "cohort.weights"),
+            (
+                "strategy = \"fedavg\"",
+                "strategy = { norm_capped_mean = { norm_max_l2 = 0.0 } }",
+                "norm_max_l2",
+            ),
+            ("strategy = \"fedavg\"", "strategy = { krum = { f = 1 } }", "keys in table: f"),
+            ("bits = 22", "bits = 22\ncountry_weight_max = 1.1", "in (0, 1]"),
+            ("bits = 22", "bits = 22\ncountry_weight_max = 0.4", "cohort.min_countries"),
         ] {
             assert!(SAMPLE.contains(from), "{from}");
             let error = Plan::from_toml(&SAMPLE.replacen(from, to, 1)).unwrap_err().to_string();
             assert!(error.contains(expected), "{from} -> {to}: {error}");
         }
+    }
+
+    #[test]
+    fn a_robust_strategy_needs_enough_contributions() {
+        let uniform = SAMPLE.replace("\"declared\"", "\"uniform\"");
+        let five = uniform.replace("min_clients = 2", "min_clients = 5").replace(
+            "clients = [",
+            "clients = [{ id = \"TH/d\", records = 500 }, { id = \"LA/e\", records = 500 }, ",
+        );
+        for (text, strategy, expected) in [
+            (&uniform, "\"median\"", None),
+            (&uniform, "{ trimmed_mean = { trim = 0 } }", None),
+            (&uniform, "{ trimmed_mean = { trim = 1 } }", Some("2 * trim")),
+            (&five, "{ trimmed_mean = { trim = 2 } }", None),
+            (&uniform, "{ krum = { byzantine = 0 } }", Some("2 * byzantine + 3")),
+            (&five, "{ krum = { byzantine = 1 } }", None),
+            (&five, "{ krum = { byzantine = 2 } }", Some("cohort.min_clients")),
+            (&five, "{ multi_krum = { byzantine = 1, keep = 2 } }", None),
+            (&five, "{ multi_krum = { byzantine = 1, keep = 3 } }", Some("keep 1 to")),
+            (&five, "{ multi_krum = { byzantine = 1, keep = 0 } }", Some("keep 1 to")),
+            (&five, "\"median\"\ncountry_weight_max = 0.5", Some("one vote")),
+        ] {
+            let text = text.replace("\"fedavg\"", strategy);
+            let plan = Plan::from_toml(&text);
+            match expected {
+                None => {
+                    let plan = plan.unwrap();
+                    assert_eq!(Plan::from_json(&plan.to_json()).unwrap(), plan);
+                }
+                Some(expected) => {
+                    let error = plan.unwrap_err().to_string();
+                    assert!(error.contains(expected), "{strategy}: {error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_plan_without_the_new_keys_keeps_the_digest_it_had() {
+        let digest = sample().digest().to_string();
+        assert_eq!(digest, "46369485a66eaa57d0a2a366aa0ac3a9d35fe3abe8296b05d15d54afe3937747");
     }
 
     #[test]

@@ -33,9 +33,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::plan::millionths;
 use crate::{
     ClientId, ClientReport, ClientStanding, Contribution, ContributionReport, Country, ModelDigest,
     Plan, PlanDigest, Rejection, RoundReport, RunId, RunReport, RunStatus, Time, UpdateDigest,
+    weights,
 };
 
 /// Longest reason that a client or an operator may give, in bytes; longer ones are cut.
@@ -527,7 +529,7 @@ impl Run {
         } else {
             self.lacking(contributions.iter().map(|c| &c.client))
         };
-        let updates = contributions.iter().map(|c| (c.update, c.weight)).collect();
+        let updates = self.weighted(&contributions);
         let record = self.history.last_mut().expect("a round is open");
         record.contributions = contributions;
         record.missing = missing;
@@ -539,6 +541,20 @@ impl Run {
         self.phase = Phase::Aggregating;
         effects.push(Effect::Aggregate { round, base: self.model, updates });
         effects
+    }
+
+    /// The contributions with the weights with which they count.
+    fn weighted(&self, contributions: &[ContributionReport]) -> Vec<(UpdateDigest, u64)> {
+        let updates = contributions.iter().map(|c| c.update);
+        let weights: Vec<(Country, u64)> =
+            contributions.iter().map(|c| (c.client.country(), c.weight)).collect();
+        match self.plan.aggregation.country_weight_max {
+            // Statistics are sums: everybody's count once.
+            Some(share) if self.last_round() > 0 => {
+                updates.zip(weights::capped(&weights, millionths(share))).collect()
+            }
+            _ => updates.zip(weights.into_iter().map(|(_, weight)| weight)).collect(),
+        }
     }
 
     /// Opens the next round with everybody who is present.
@@ -714,7 +730,7 @@ impl Run {
             (Phase::Aggregating, Some(record)) => Some(Effect::Aggregate {
                 round: record.round,
                 base: self.model,
-                updates: record.contributions.iter().map(|c| (c.update, c.weight)).collect(),
+                updates: self.weighted(&record.contributions),
             }),
             _ => None,
         }

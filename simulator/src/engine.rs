@@ -13,9 +13,9 @@ use comity_burn_models::{
 };
 use comity_datasets::Dataset;
 use comity_federation::{
-    Accumulator, ClientId, Effect, Event, ModelDigest, Outcome, Parameters, Participant,
-    ParticipantEffect, ParticipantEvent, Plan, Policy, Run, RunId, RunReport, Task, Time, Update,
-    UpdateDigest, aggregate,
+    Accumulator, Aggregation, ClientId, Effect, Event, Fold, ModelDigest, Outcome, Parameters,
+    Participant, ParticipantEffect, ParticipantEvent, Plan, Policy, Run, RunId, RunReport, Task,
+    Time, Update, UpdateDigest,
 };
 use comity_privacy::{
     Charge, Ledger, LedgerEntry, Limit, Mechanism, PrivacyPlan, ReservationKey, Statement,
@@ -373,22 +373,16 @@ impl<'a> Engine<'a> {
         }
         // An update holds the trained parameters, the first ones; the frozen ones stay.
         let n_trainable = plan.manifest()?.n_trainable();
+        let mut deltas: Vec<&[u8]> =
+            updates.iter().map(|(digest, _)| self.updates[digest].as_slice()).collect();
         let model = if let Some(trusted) = &mut self.trusted {
-            let deltas: Vec<&[u8]> =
-                updates.iter().map(|(digest, _)| self.updates[digest].as_slice()).collect();
             let (next, digest) =
                 trusted.step(&plan.aggregation, &self.model, n_trainable, &deltas)?;
             self.model = next;
             digest
         } else {
-            let (trained, frozen) = self.model.values().split_at(n_trainable);
-            let mut sum = Accumulator::new(n_trainable);
-            for (digest, weight) in updates {
-                sum.add(&self.updates[digest], *weight);
-            }
-            let mut next = aggregate(&plan.aggregation, trained, &sum);
-            next.extend(frozen);
-            self.model = Parameters::new(next);
+            let weights = updates.iter().map(|(_, weight)| *weight).collect();
+            self.model = next_model(&plan.aggregation, &self.model, weights, &mut deltas);
             self.model.digest()
         };
         self.updates.clear();
@@ -446,7 +440,7 @@ impl<'a> Engine<'a> {
             sum.add(&self.updates[digest], *weight);
         }
         self.updates.clear();
-        let sums = sum.sum().to_vec();
+        let sums = sum.into_sum();
         if let Some((start, values)) = plan.standardisation(&sums)? {
             let mut model = self.model.values().to_vec();
             model[start..start + values.len()].copy_from_slice(&values);
@@ -470,6 +464,25 @@ impl<'a> Engine<'a> {
             ledgers: self.clients.into_iter().map(|(id, client)| (id, client.ledger)).collect(),
         }
     }
+}
+
+/// `model` after the strategy's step on `updates`, which hold the trained parameters: the first ones.
+fn next_model(
+    settings: &Aggregation,
+    model: &Parameters,
+    weights: Vec<u64>,
+    updates: &mut [&[u8]],
+) -> Parameters {
+    let n_trainable = updates.first().map_or(0, |update| update.len() / 4);
+    let (trained, frozen) = model.values().split_at(n_trainable);
+    let Ok(fold) = Fold::new(settings, weights, n_trainable, updates);
+    let mut next = Vec::with_capacity(model.values().len());
+    for range in fold.chunks() {
+        let Ok(values) = fold.step(range.clone(), &trained[range], updates);
+        next.extend(values);
+    }
+    next.extend(frozen);
+    Parameters::new(next)
 }
 
 impl Client<'_> {

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::{N_CLIENTS_MAX, NamedClient};
+use super::cohort::{N_CLIENTS_MAX, NamedClient};
 use crate::Country;
 
 /// Many clients that are alike.

@@ -204,6 +204,29 @@ fn the_same_update_again_is_a_success_and_a_different_one_is_rejected() {
 }
 
 #[test]
+fn a_countrys_weight_is_capped_where_the_plan_says_so() {
+    let mut plan = sample();
+    plan.aggregation.country_weight_max = Some(0.5);
+    plan.cohort.clients[0].records = 3000;
+    let digest = plan.digest();
+    let mut run = Run::new("sample-1".parse().unwrap(), plan, START, Time(0));
+    for name in ["a", "b", "c"] {
+        run.step(Event::CheckedIn { client: client(name), plan: digest }, Time(1)).unwrap();
+    }
+    let mut effects = Vec::new();
+    for (name, mark) in [("a", 1), ("b", 2), ("c", 3)] {
+        let contribution = Contribution { plan: digest, ..contribution(1, START, mark) };
+        let event = Event::Submitted { client: client(name), contribution };
+        effects = run.step(event, Time(2)).unwrap();
+    }
+    let Effect::Aggregate { updates, .. } = &effects[1] else { panic!("{effects:?}") };
+    // JP, KR, VN: KR declares three quarters and counts half; the record keeps what is declared.
+    assert_eq!((updates[0].1, updates[2].1), (updates[1].1 / 2, updates[1].1 / 2));
+    assert_eq!(run.pending(), Some(effects[1].clone()));
+    assert_eq!(run.report().history[0].contributions[1].weight, 3000);
+}
+
+#[test]
 fn late_update_is_rejected() {
     let mut run = in_round_one();
     play(&mut run, [submit("a", 1, START, 1), submit("b", 1, START, 2)]).unwrap();

@@ -1,0 +1,144 @@
+//! The server's step, as a plan names it.
+
+use serde::{Deserialize, Serialize};
+
+use super::cohort::{CohortPlan, WeightRule};
+use super::{check, positive};
+use crate::strategy::KRUM_UPDATES_MAX;
+use crate::{FixedPoint, PlanError};
+
+/// The server's step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Aggregation {
+    /// Which.
+    pub strategy: Strategy,
+    /// Factor on the mean update.
+    pub server_learning_rate: f64,
+    /// Updates are multiples of 2^-bits; 22 holds changes up to ±512.
+    pub fixed_point_bits: u32,
+    /// Largest share of the total weight that the contributions of one country may have together, in
+    /// (0, 1], to the millionth; what is above it is scaled down.  Absent: no cap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub country_weight_max: Option<f64>,
+}
+
+/// The server's step, by name; each is one file of `federation::strategy`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Strategy {
+    /// Federated averaging (McMahan et al. 2017).
+    Fedavg,
+    /// The coordinate-wise median (Yin et al. 2018).
+    Median,
+    /// The coordinate-wise mean without the extremes (Yin et al. 2018).
+    TrimmedMean {
+        /// How many values are left out on each side.
+        trim: u32,
+    },
+    /// The one update nearest to its neighbours (Blanchard et al. 2017).
+    Krum {
+        /// How many clients may be wrong.
+        byzantine: u32,
+    },
+    /// The mean of the updates nearest to their neighbours (Blanchard et al. 2017).
+    MultiKrum {
+        /// How many clients may be wrong.
+        byzantine: u32,
+        /// How many updates count.
+        keep: u32,
+    },
+    /// The weighted mean of updates whose norms are capped (Sun et al. 2019).
+    NormCappedMean {
+        /// Largest L2 norm with which an update counts.
+        norm_max_l2: f64,
+    },
+}
+
+impl Strategy {
+    /// Whether contributions count by their weights, not by their votes.
+    #[must_use]
+    pub fn is_weighted(&self) -> bool {
+        matches!(self, Self::Fedavg | Self::NormCappedMean { .. })
+    }
+}
+
+impl Aggregation {
+    /// Checks every key, and that they go with the cohort.
+    pub(super) fn validate(&self, cohort: &CohortPlan) -> Result<(), PlanError> {
+        check(
+            positive(self.server_learning_rate),
+            "aggregation.server_learning_rate",
+            "use a positive number",
+        )?;
+        check(
+            FixedPoint::new(self.fixed_point_bits).is_some(),
+            "aggregation.fixed_point_bits",
+            "use 0 to 30",
+        )?;
+        self.validate_strategy(cohort)?;
+        if let Some(share) = self.country_weight_max {
+            check(
+                (super::MILLIONTH..=1.0).contains(&share),
+                "aggregation.country_weight_max",
+                "use a number in (0, 1], or leave it out",
+            )?;
+            check(
+                self.strategy.is_weighted(),
+                "aggregation.country_weight_max",
+                "this strategy gives every client one vote; use it with fedavg or norm_capped_mean",
+            )?;
+            check(
+                super::millionths(share) * u64::from(cohort.min_countries) >= 1_000_000,
+                "aggregation.country_weight_max",
+                "so few countries cannot keep the cap: raise cohort.min_countries to at least one \
+                 divided by it",
+            )?;
+        }
+        Ok(())
+    }
+
+    fn validate_strategy(&self, cohort: &CohortPlan) -> Result<(), PlanError> {
+        const KEY: &str = "aggregation.strategy";
+        let min_clients = u64::from(cohort.min_clients);
+        check(
+            self.strategy.is_weighted() || cohort.weights == WeightRule::Uniform,
+            "cohort.weights",
+            "this strategy gives every client one vote, which a declared size must not multiply; use \
+             weights = \"uniform\"",
+        )?;
+        let enough = |byzantine: u32| {
+            check(
+                min_clients >= 2 * u64::from(byzantine) + 3,
+                KEY,
+                "Krum takes at least 2 * byzantine + 3 updates; raise cohort.min_clients or lower \
+                 byzantine",
+            )?;
+            check(
+                cohort.clients.len() <= KRUM_UPDATES_MAX,
+                KEY,
+                "Krum compares every pair of updates; name at most 1000 clients",
+            )
+        };
+        match self.strategy {
+            Strategy::Fedavg | Strategy::Median => Ok(()),
+            Strategy::TrimmedMean { trim } => check(
+                2 * u64::from(trim) < min_clients,
+                KEY,
+                "2 * trim must be less than cohort.min_clients, or nothing is left to average",
+            ),
+            Strategy::Krum { byzantine } => enough(byzantine),
+            Strategy::MultiKrum { byzantine, keep } => {
+                enough(byzantine)?;
+                check(
+                    (1..=min_clients - u64::from(byzantine) - 2).contains(&u64::from(keep)),
+                    KEY,
+                    "keep 1 to cohort.min_clients - byzantine - 2 updates",
+                )
+            }
+            Strategy::NormCappedMean { norm_max_l2 } => {
+                check(positive(norm_max_l2), KEY, "norm_max_l2 must be a positive number")
+            }
+        }
+    }
+}
