@@ -52,7 +52,7 @@ kills: setup-rust
 	COMITY_KILLS=1000 cargo test --locked --workspace --lib killed_at_random -- --nocapture
 
 chaos: setup-rust
-	COMITY_SEEDS=2000 cargo test --locked --workspace --lib with_each_update_counted_once -- --nocapture
+	COMITY_SEEDS=2000 cargo test --locked --workspace --lib -- --nocapture --test-threads 1 with_each_update_counted_once over_bad_links
 
 bench: setup-rust
 	cargo bench --locked --profile dev --workspace --bench noise --bench accountant --bench dp_step

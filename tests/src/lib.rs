@@ -8,8 +8,10 @@
 
 mod deployment;
 pub mod mutants;
+mod proxy;
 
 pub use deployment::{Binaries, ClientSetup, Deployment, Finished};
+pub use proxy::Proxy;
 
 #[cfg(test)]
 mod draws;

@@ -5,6 +5,7 @@ mod crash;
 mod parity;
 mod privacy;
 mod refusals;
+mod weather;
 
 use std::fs;
 use std::path::{Path, PathBuf};
