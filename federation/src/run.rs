@@ -529,9 +529,8 @@ impl Run {
         } else {
             self.lacking(contributions.iter().map(|c| &c.client))
         };
-        let updates = self.weighted(&contributions);
         let record = self.history.last_mut().expect("a round is open");
-        record.contributions = contributions;
+        record.contributions.clone_from(&contributions);
         record.missing = missing;
         let round = record.round;
         if let Some(lacking) = lacking {
@@ -539,6 +538,8 @@ impl Run {
             return self.end(Outcome::Aborted(why), now);
         }
         self.phase = Phase::Aggregating;
+        // Only now: a share of the weight cannot be capped among too few countries.
+        let updates = self.weighted(&contributions);
         effects.push(Effect::Aggregate { round, base: self.model, updates });
         effects
     }
@@ -827,5 +828,7 @@ fn cut(reason: String) -> String {
     text
 }
 
+#[cfg(test)]
+mod any_events;
 #[cfg(test)]
 mod tests;
