@@ -1,10 +1,12 @@
-//! Folds a round's updates into the next model, chunk by chunk: memory does not grow with the
-//! model or with the number of clients.
+//! A run's models: the first one, and what a round's updates make of the last one; chunk by chunk, so
+//! that memory does not grow with the model or with the number of clients.
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 
 use anyhow::{Context as _, ensure};
-use comity_federation::{Accumulator, Aggregation, Fold, ModelDigest, Plan, UpdateDigest, Updates};
+use comity_federation::{
+    Accumulator, Aggregation, Fold, Manifest, ModelDigest, Plan, UpdateDigest, Updates,
+};
 use comity_journal::{BlobReader, BlobStore};
 
 /// Coordinates copied at once.
@@ -64,6 +66,22 @@ impl Updates for Stored<'_> {
         *at = from + into.len() as u64;
         Ok(())
     }
+}
+
+/// The model that `seed` starts, stored as a blob.
+pub(crate) fn first_model(
+    blobs: &BlobStore,
+    manifest: &Manifest,
+    seed: u64,
+) -> anyhow::Result<ModelDigest> {
+    let mut first = blobs.writer()?;
+    let mut bytes = Vec::new();
+    manifest.initialise(seed, |values| {
+        bytes.clear();
+        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        first.write(&bytes)
+    })?;
+    Ok(ModelDigest(first.finish()?))
 }
 
 /// The next model of a round: `base` plus the strategy's step on `updates`, stored as a blob.
@@ -212,6 +230,18 @@ mod tests {
                 assert_eq!(again, next, "{strategy:?}");
             }
         }
+    }
+
+    #[test]
+    fn the_first_model_is_the_one_that_the_simulator_starts_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = BlobStore::open(dir.path()).unwrap();
+        let plan = include_str!("../../examples/fashion/plan.toml");
+        let plan = Plan::from_toml(plan).unwrap();
+        let manifest = plan.manifest().unwrap();
+        let first = first_model(&blobs, &manifest, plan.seed).unwrap();
+        assert_eq!(first, manifest.initial_parameters(plan.seed).digest());
+        blobs.verify(&first.0).unwrap();
     }
 
     #[test]

@@ -277,16 +277,12 @@ impl Driver {
             return Ok(Err(refusal.into()));
         }
         let now = self.now();
-        let start = match plan.manifest() {
-            Ok(manifest) => manifest.initial_parameters(plan.seed),
+        let manifest = match plan.manifest() {
+            Ok(manifest) => manifest,
             Err(refusal) => return Ok(Err(refusal.into())),
         };
-        let start = ModelDigest(
-            self.store
-                .blobs()
-                .put(&start.to_bytes())
-                .context("the first model cannot be stored")?,
-        );
+        let start = aggregate::first_model(&self.store.blobs(), &manifest, plan.seed)
+            .context("the first model cannot be stored")?;
         let digest = plan.digest();
         let id = RunId::derive(&plan.name, &digest, &self.federation, now);
         self.store.append(&Entry::Launched {

@@ -29,7 +29,7 @@ pub use accumulator::Accumulator;
 pub use error::{PlanError, Rejection};
 pub use fixed::{FixedPoint, FixedPointError};
 pub use ids::{ClientId, Country, IdError, ModelDigest, PlanDigest, RunId, UpdateDigest};
-pub use model::{Layer, Lora, Manifest, ModelSpec, Start, TensorSpec};
+pub use model::{Layer, Lora, Manifest, ModelSpec, START_VALUES_MAX, Start, TensorSpec};
 pub use norm::SquareSum;
 pub use parameters::Parameters;
 pub use participant::{Participant, ParticipantEffect, ParticipantEvent, Task};

@@ -20,6 +20,8 @@ const VOCABULARY_MAX: usize = 1 << 24;
 const N_POSITIONS_MAX: usize = 1 << 14;
 /// Most parameters in one model: 2^32 of four bytes are 16 GiB.
 const N_PARAMETERS_MAX: u64 = 1 << 32;
+/// Most starting values that are held at once.
+pub const START_VALUES_MAX: usize = 1 << 16;
 /// Coarsest scale of a scattering layer: one coefficient to 64 x 64 pixels.
 const SCATTERING_SCALES_MAX: usize = 6;
 /// Most angles of a scattering layer.
@@ -260,30 +262,48 @@ impl Manifest {
     /// default) by ChaCha20 from `seed`: the same on every machine.
     #[must_use]
     pub fn initial_parameters(&self, seed: u64) -> Parameters {
+        let mut values = Vec::with_capacity(self.n_parameters());
+        let Ok(()) = self.initialise(seed, |piece| {
+            values.extend_from_slice(piece);
+            Ok::<(), std::convert::Infallible>(())
+        });
+        Parameters::new(values)
+    }
+
+    /// Hands the values of [`initial_parameters`](Self::initial_parameters) to `take`, in order and in
+    /// pieces of at most [`START_VALUES_MAX`]: a model need not fit into memory to be begun.
+    ///
+    /// # Errors
+    /// The first error of `take`, which is then not called again.
+    pub fn initialise<E>(
+        &self,
+        seed: u64,
+        mut take: impl FnMut(&[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut key = blake3::Hasher::new_derive_key("comity initial parameters v1");
         key.update(&seed.to_le_bytes());
         let mut rng = ChaCha20Rng::from_seed(*key.finalize().as_bytes());
-        let mut values = Vec::with_capacity(self.n_parameters());
+        let mut piece = Vec::with_capacity(START_VALUES_MAX);
         for tensor in &self.tensors {
-            let fan_in = match tensor.start {
-                Start::Uniform { fan_in } => fan_in,
-                Start::Zeros => {
-                    values.resize(values.len() + tensor.n_elements(), 0.0);
-                    continue;
+            let mut left = tensor.n_elements();
+            while left > 0 {
+                let n = left.min(START_VALUES_MAX);
+                piece.clear();
+                match tensor.start {
+                    Start::Zeros => piece.resize(n, 0.0),
+                    Start::Ones => piece.resize(n, 1.0),
+                    Start::Uniform { fan_in } => {
+                        let bound = 1.0 / (fan_in as f32).sqrt();
+                        // 24 bits make an exact f32 in [0, 1).
+                        let unit = |word: u32| (word >> 8) as f32 * (1.0 / 16_777_216.0);
+                        piece.extend((0..n).map(|_| (2.0 * unit(rng.next_u32()) - 1.0) * bound));
+                    }
                 }
-                Start::Ones => {
-                    values.resize(values.len() + tensor.n_elements(), 1.0);
-                    continue;
-                }
-            };
-            let bound = 1.0 / (fan_in as f32).sqrt();
-            for _ in 0..tensor.n_elements() {
-                // 24 bits make an exact f32 in [0, 1).
-                let unit = (rng.next_u32() >> 8) as f32 * (1.0 / 16_777_216.0);
-                values.push((2.0 * unit - 1.0) * bound);
+                take(&piece)?;
+                left -= n;
             }
         }
-        Parameters::new(values)
+        Ok(())
     }
 }
 
@@ -741,6 +761,37 @@ mod tests {
         };
         assert_eq!(late.n_front(), 0);
         assert!(late.shapes(&[1, 28, 28]).unwrap_err().to_string().contains("put it first"));
+    }
+
+    #[test]
+    fn a_start_in_pieces_is_the_start_drawn_value_by_value() {
+        let layers = vec![Layer::LayerNorm, Layer::Linear { out: 311 }, Layer::Linear { out: 3 }];
+        let manifest = ModelSpec { layers }.manifest(&[499], 3).unwrap();
+        assert!(manifest.tensors.iter().any(|t| t.n_elements() > 2 * START_VALUES_MAX));
+        let mut key = blake3::Hasher::new_derive_key("comity initial parameters v1");
+        key.update(&7u64.to_le_bytes());
+        let mut rng = ChaCha20Rng::from_seed(*key.finalize().as_bytes());
+        let mut expected = Vec::new();
+        for tensor in &manifest.tensors {
+            for _ in 0..tensor.n_elements() {
+                expected.push(match tensor.start {
+                    Start::Zeros => 0.0,
+                    Start::Ones => 1.0,
+                    Start::Uniform { fan_in } => {
+                        let unit = (rng.next_u32() >> 8) as f32 / 16_777_216.0;
+                        (2.0 * unit - 1.0) * (1.0 / (fan_in as f32).sqrt())
+                    }
+                });
+            }
+        }
+        assert_eq!(manifest.initial_parameters(7).values(), expected);
+        let mut n_pieces = 0;
+        let stopped = manifest.initialise(7, |piece| {
+            assert!(piece.len() <= START_VALUES_MAX);
+            n_pieces += 1;
+            if n_pieces == 2 { Err("full") } else { Ok(()) }
+        });
+        assert_eq!((stopped, n_pieces), (Err("full"), 2));
     }
 
     #[test]
