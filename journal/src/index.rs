@@ -5,12 +5,18 @@
 //! and [`Index::mark_applied`] writes the journal's head together with a sum over all values.
 //! An index in which head or sum is not exactly as marked is moved aside and starts empty: the
 //! caller folds the journal again, which recovery does anyway.
+//!
+//! Nobody waits for the index's own disk work: a thread flushes what was marked, many marks at once
+//! where they come fast.  A mark follows its record's fsync, so on the disk it is never ahead of the
+//! journal; after a crash it may be [`FLUSH_PAUSE`] behind, which costs a rebuild.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,6 +25,10 @@ use serde::de::DeserializeOwned;
 pub const VALUE_BYTES_MAX: usize = 64 << 10;
 /// Most directories that are kept after having been moved aside; the oldest goes first.
 pub const N_SET_ASIDE_MAX: usize = 3;
+
+/// Time between two flushes, so that steps in quick succession share one; also how far the disk's copy
+/// may be behind.
+pub const FLUSH_PAUSE: Duration = Duration::from_millis(100);
 
 const VERSION: u8 = 1;
 const CACHE_BYTES: u64 = 16 << 20;
@@ -116,9 +126,9 @@ pub struct SetAside {
 #[derive(Debug)]
 pub struct Index {
     db: sled::Db,
-    dir: PathBuf,
     set_aside: Option<SetAside>,
     content: Mutex<Content>,
+    flusher: Flusher,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -148,7 +158,8 @@ impl Index {
             match open_checked(&dir, head) {
                 Ok((db, sum)) => {
                     let content = Mutex::new(Content { sum, seq: head.0 });
-                    return Ok((Self { db, dir, set_aside, content }, IndexState::Current));
+                    let flusher = Flusher::start(&db, &dir)?;
+                    return Ok((Self { db, set_aside, content, flusher }, IndexState::Current));
                 }
                 Err(Unusable::JournalOlder { index }) => {
                     return Err(IndexError::JournalOlder { index, journal: head.0, dir });
@@ -162,7 +173,8 @@ impl Index {
         let db = config(&dir).open()?;
         crate::sync_dir(crate::parent(&dir)).map_err(failed(&dir))?;
         let content = Mutex::new(Content::default());
-        Ok((Self { db, dir, set_aside, content }, IndexState::Fresh))
+        let flusher = Flusher::start(&db, &dir)?;
+        Ok((Self { db, set_aside, content, flusher }, IndexState::Fresh))
     }
 
     /// The earlier index, if it was moved aside by [`open`](Self::open).
@@ -243,25 +255,22 @@ impl Index {
         Ok(old.is_some())
     }
 
-    /// Notes that the journal is applied up to record `seq` with chain hash `hash`, and waits
-    /// until everything is on the disk.
+    /// Notes that the journal is applied up to record `seq` with chain hash `hash`, which is on the
+    /// disk; the note itself gets there within [`FLUSH_PAUSE`], and before the index is dropped.
     ///
     /// # Errors
-    /// [`IndexError`] if it cannot be written; the index is then rebuilt at the next start.
+    /// [`IndexError`] if it, or a mark before it, cannot be written; the index is then rebuilt at the next
+    /// start.
     pub fn mark_applied(&self, seq: u64, hash: [u8; 32]) -> Result<(), IndexError> {
         let mut content = self.content();
         content.seq = seq;
         let payload = [hash, content.sum].concat();
         let mark = wrap(MARK_TREE, MARK_KEY, seq, &payload);
         self.db.open_tree(MARK_TREE)?.insert(MARK_KEY, mark)?;
-        self.db.flush()?;
-        // sled's flush is sync_file_range, which promises nothing after a power failure.
-        let file = self.dir.join("db");
-        File::open(&file).and_then(|db| db.sync_all()).map_err(failed(&file))?;
-        Ok(())
+        self.flusher.wake()
     }
 
-    fn content(&self) -> std::sync::MutexGuard<'_, Content> {
+    fn content(&self) -> MutexGuard<'_, Content> {
         // A panic inside sled while the lock was held leaves a wrong sum at worst, and a wrong
         // sum leads to a rebuild.
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
@@ -274,6 +283,83 @@ impl Content {
             self.sum.iter_mut().zip(hash).for_each(|(sum, byte)| *sum ^= byte);
         }
     }
+}
+
+/// The thread that brings marks to the disk.
+#[derive(Debug)]
+struct Flusher {
+    work: Arc<(Mutex<Work>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread is to do, and what became of it.
+#[derive(Debug, Default)]
+struct Work {
+    marked: bool,
+    stopping: bool,
+    failure: Option<IndexError>,
+}
+
+impl Flusher {
+    fn start(db: &sled::Db, dir: &Path) -> Result<Self, IndexError> {
+        let work = Arc::<(Mutex<Work>, Condvar)>::default();
+        let (of_thread, db, file) = (Arc::clone(&work), db.clone(), dir.join("db"));
+        let thread = std::thread::Builder::new()
+            .name("index-flush".to_owned())
+            .spawn(move || flush_when_marked(&of_thread, &db, &file))
+            .map_err(failed(dir))?;
+        Ok(Self { work, thread: Some(thread) })
+    }
+
+    /// Has everything so far flushed soon; returns what went wrong before.
+    fn wake(&self) -> Result<(), IndexError> {
+        let (work, news) = &*self.work;
+        let mut work = lock(work);
+        work.marked = true;
+        news.notify_one();
+        work.failure.take().map_or(Ok(()), Err)
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        let (work, news) = &*self.work;
+        lock(work).stopping = true;
+        news.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // A panic inside sled leaves an index that is rebuilt.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Flushes after every mark, but not more often than once in [`FLUSH_PAUSE`], until told to stop.
+fn flush_when_marked(shared: &(Mutex<Work>, Condvar), db: &sled::Db, file: &Path) {
+    let (work, news) = shared;
+    let idle = |work: &mut Work| !work.marked && !work.stopping;
+    let mut guard = lock(work);
+    loop {
+        guard = news.wait_while(guard, idle).unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::take(&mut guard.marked) {
+            return;
+        }
+        drop(guard);
+        // sled's flush is sync_file_range, which promises nothing after a power failure.
+        let flushed = db
+            .flush()
+            .map_err(IndexError::from)
+            .and_then(|_| File::open(file).and_then(|db| db.sync_all()).map_err(failed(file)));
+        guard = lock(work);
+        if let Err(error) = flushed {
+            guard.failure = Some(error);
+        }
+        let rest = news.wait_timeout_while(guard, FLUSH_PAUSE, |work| !work.stopping);
+        guard = rest.unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+fn lock(work: &Mutex<Work>) -> MutexGuard<'_, Work> {
+    work.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 enum Unusable {
@@ -539,6 +625,56 @@ mod tests {
             .collect();
         names.sort();
         assert_eq!(names, ["index", "index.behind-3", "index.behind-4", "index.behind-5"]);
+    }
+
+    /// Asks again and again, for ten seconds at most.
+    fn soon<T>(mut ask: impl FnMut() -> Option<T>) -> T {
+        let end = std::time::Instant::now() + Duration::from_secs(10);
+        loop {
+            if let Some(found) = ask() {
+                return found;
+            }
+            assert!(std::time::Instant::now() < end, "it did not happen");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_mark_reaches_the_disk_though_nobody_waits_for_it() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("index");
+        let (index, _) = Index::open(&dir, (0, [0; 32])).unwrap();
+        for seq in 1..=HEAD.0 {
+            index.put_json("rounds", "007", &seq).unwrap();
+            index.mark_applied(seq, HEAD.1).unwrap();
+        }
+        // What a crash would leave, while the index is still open.
+        let left = |n: usize| {
+            let copy = parent.path().join(format!("left-{n}"));
+            std::fs::create_dir(&copy).unwrap();
+            for name in ["db", "conf"] {
+                std::fs::copy(dir.join(name), copy.join(name)).unwrap();
+            }
+            let (found, state) = Index::open(&copy, HEAD).unwrap();
+            (state == IndexState::Current).then(|| found.get_json::<u64>("rounds", "007").unwrap())
+        };
+        let mut n = 0;
+        let value = soon(|| {
+            n += 1;
+            left(n)
+        });
+        assert_eq!(value, Some(HEAD.0));
+    }
+
+    #[test]
+    fn a_flush_that_failed_is_told_at_a_later_mark() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("index");
+        let (index, _) = Index::open(&dir, HEAD).unwrap();
+        index.mark_applied(HEAD.0, HEAD.1).unwrap();
+        std::fs::remove_file(dir.join("db")).unwrap();
+        let error = soon(|| index.mark_applied(HEAD.0, HEAD.1).err());
+        assert!(matches!(error, IndexError::Io { .. }), "{error}");
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! updates are blobs beside it, named by their BLAKE3 digest.  The index (sled) holds derived
 //! state only and is thrown away whenever it does not match the journal to the byte.
 //!
-//! Deliberately not here: what the records mean (`federation`, `client`, `coordinator`), and
-//! threads: every call blocks until the disk has answered.
+//! Deliberately not here: what the records mean (`federation`, `client`, `coordinator`). Journal and blobs
+//! block until the disk has answered; the index, which may be lost, has a thread that flushes it.
 
 mod blobs;
 mod index;
@@ -13,7 +13,9 @@ mod journal;
 mod lock;
 
 pub use blobs::{BlobError, BlobReader, BlobStore, BlobWriter};
-pub use index::{Index, IndexError, IndexState, N_SET_ASIDE_MAX, SetAside, VALUE_BYTES_MAX};
+pub use index::{
+    FLUSH_PAUSE, Index, IndexError, IndexState, N_SET_ASIDE_MAX, SetAside, VALUE_BYTES_MAX,
+};
 pub use journal::{Journal, JournalError, PAYLOAD_BYTES_MAX, Record, Verified, read, verify};
 pub use lock::{DirLock, LockError};
 
