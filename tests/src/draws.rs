@@ -26,4 +26,9 @@ impl Draws {
     pub(crate) fn once_in(&mut self, n: u64) -> bool {
         self.next().is_multiple_of(n)
     }
+
+    /// Uniform in `0..n`, for a position in something of length `n`.
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
 }

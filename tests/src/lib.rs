@@ -7,6 +7,7 @@
 //! [`mutants`] are planted defects that the tests of privacy have to notice (`comity-mutants`).
 
 mod deployment;
+pub mod fuzz;
 pub mod mutants;
 mod proxy;
 
