@@ -7,8 +7,9 @@
 #   make kills             1,000 kills of a client at work; the ledger forgets nothing
 #   make chaos              2,000 simulated federations under faults; every update counted once or not at all
 #   make bench             the benches, with the same optimised dependencies
+#   make bench-rounds      what rounds cost in memory and time, beside gRPC and numpy; 10 minutes, 12 GB of disk
 
-.PHONY: help demo test ledgers mutants kills chaos build setup-rust setup-data bench
+.PHONY: help demo test ledgers mutants kills chaos build setup-rust setup-data bench bench-rounds
 .DEFAULT_GOAL := help
 
 PACKAGE_DIR := /usr/share/datasets/fashion-mnist
@@ -52,7 +53,14 @@ kills: setup-rust
 	COMITY_KILLS=1000 cargo test --locked --workspace --lib killed_at_random -- --nocapture
 
 chaos: setup-rust
+	COMITY_FUZZ=200000 cargo test --locked --workspace --lib -- --nocapture do_no_harm
 	COMITY_SEEDS=2000 cargo test --locked --workspace --lib -- --nocapture --test-threads 1 with_each_update_counted_once over_bad_links
 
 bench: setup-rust
 	cargo bench --locked --profile dev --workspace --bench noise --bench accountant --bench dp_step
+
+OUT ?= target/bench-rounds.md
+bench-rounds: setup-rust
+	cargo build --locked --workspace
+	@.ci/peers.sh
+	target/debug/comity-bench-rounds --out $(OUT)
