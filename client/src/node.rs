@@ -339,8 +339,8 @@ impl Node {
             Do::Decline { reason } => settle(run, link.decline(run, &reason).await),
             Do::Withdraw { round, reason } => settle(run, link.withdraw(run, round, &reason).await),
             Do::Train(task) => {
-                let known = self.training.as_ref().is_some_and(|(current, _)| *current == task);
-                if !known && !self.queue.contains(&task) {
+                let mut waiting = self.training.iter().map(|(current, _)| current).chain(&self.queue);
+                if !waiting.any(|known| known.is_same_work(&task)) {
                     self.queue.push_back(task);
                 }
                 Ok(())

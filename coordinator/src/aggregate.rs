@@ -184,6 +184,7 @@ mod tests {
             server_learning_rate: 0.5,
             fixed_point_bits: 22,
             country_weight_max: None,
+            update_norm_max_l2: None,
         }
     }
 

@@ -98,6 +98,35 @@ pub enum Rejection {
     /// A second, different update for the same round.
     #[error("{0} already contributed a different update to this round; only the first counts")]
     AlreadyContributed(ClientId),
+    /// Byte for byte what another client contributed: a copy, since no two trainings end in the same bits.
+    #[error(
+        "this update is, byte for byte, another client's of the same round; each client contributes its own"
+    )]
+    Copied,
+    /// The update is longer than the plan allows.
+    #[error("the update's L2 norm {norm} passes {norm_max}, the plan's aggregation.update_norm_max_l2")]
+    NormPassed {
+        /// Of the update.
+        norm: String,
+        /// Of the plan.
+        norm_max: String,
+    },
+    /// An update of this client was looked at and not accepted.
+    #[error("{client} has nothing more to contribute to this round: {reason}")]
+    Refused {
+        /// Who.
+        client: ClientId,
+        /// Why the first one was not accepted.
+        reason: String,
+    },
+    /// The operator excluded the client from the run.
+    #[error("the operator excluded {client} from this run: {reason}")]
+    Excluded {
+        /// Who.
+        client: ClientId,
+        /// Why.
+        reason: String,
+    },
     /// The task is older than one that was already done: a rollback, or a mix-up.
     #[error("round {got} is older than round {done}, which this client has already served")]
     OlderRound {

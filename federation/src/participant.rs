@@ -31,6 +31,15 @@ pub struct Task {
     pub closes: Time,
 }
 
+impl Task {
+    /// Whether `other` asks for the same update: a round that is late is asked for again under a later
+    /// round's deadline.
+    #[must_use]
+    pub fn is_same_work(&self, other: &Self) -> bool {
+        (&self.run, self.round, self.model) == (&other.run, other.round, other.model)
+    }
+}
+
 /// What happened at a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -231,7 +240,7 @@ impl Participant {
             return Ok(vec![Do::Withdraw { round: *round, reason: reason.clone() }]);
         }
         if let State::Training { task: current } = &self.state {
-            if *current == task {
+            if current.is_same_work(&task) {
                 return Ok(vec![Do::Train(task)]);
             }
             if task.round < current.round {

@@ -14,7 +14,7 @@ use comity_privacy::{
 use serde::{Deserialize, Serialize};
 
 pub use aggregation::{Aggregation, Strategy};
-pub use cohort::{CohortPlan, NamedClient, WeightRule};
+pub use cohort::{CohortPlan, LatePolicy, NamedClient, Sample, WeightRule};
 
 use crate::{ClientId, Layer, Manifest, ModelSpec, PlanDigest, PlanError};
 
@@ -313,6 +313,25 @@ impl Plan {
         matches!(self.privacy, PrivacyTerms::DpFedavg { .. })
     }
 
+    /// How many rounds older than the round in which it counts an update may be.
+    #[must_use]
+    pub fn staleness_max(&self) -> u32 {
+        match (self.aggregation.strategy, self.cohort.late) {
+            (Strategy::Fedbuff { staleness_max, .. }, _) => staleness_max,
+            (_, LatePolicy::Carry { rounds_max }) => rounds_max,
+            (_, LatePolicy::Reject) => 0,
+        }
+    }
+
+    /// How many contributions close a round before its deadline; `None`: those of everybody who was asked.
+    #[must_use]
+    pub fn contributions_wanted(&self) -> Option<u32> {
+        match self.aggregation.strategy {
+            Strategy::Fedbuff { buffer, .. } => Some(buffer),
+            _ => self.cohort.sample.map(|sample| sample.clients),
+        }
+    }
+
     /// How many privacy units `client` declares: persons where they are protected, else records.
     #[must_use]
     pub fn units_declared(&self, client: &NamedClient) -> u64 {
@@ -568,6 +587,15 @@ impl Plan {
                 self.aggregation.country_weight_max.is_none(),
                 "aggregation.country_weight_max",
                 "where institutions are protected they count the same; leave it out",
+            )?;
+            check(
+                self.staleness_max() == 0
+                    && cohort.sample.is_none()
+                    && cohort.min_weight_share.is_none()
+                    && self.aggregation.update_norm_max_l2.is_none(),
+                "cohort",
+                "where institutions are protected the cohort is drawn in secret and nobody is refused for \
+                 what it sends: leave out late, sample, min_weight_share and aggregation.update_norm_max_l2",
             )?;
         }
         if let PrivacyTerms::DpSgd { unit, clip_norm_l2, metrics, .. } = &self.privacy {

@@ -41,16 +41,26 @@ impl RunStatus {
     }
 }
 
-/// Whether a named client takes part.
+/// How far a named client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientStanding {
-    /// Has not checked in.
-    Absent,
-    /// Agreed to the plan.
-    Present,
+    /// The plan names it; it has not answered.
+    #[serde(alias = "absent")]
+    Registered,
+    /// Agreed to the plan, and is asked for nothing at the moment.
+    #[serde(alias = "present")]
+    Configured,
+    /// Was asked for an update, which has not come.
+    Training,
+    /// Its update of the open round is here.
+    Contributed,
+    /// Its update did not come before its round closed.
+    Late,
     /// Declined the plan; the note says why.
     Declined,
+    /// The operator excluded it; the note says why.
+    Excluded,
 }
 
 impl ClientStanding {
@@ -58,9 +68,13 @@ impl ClientStanding {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Absent => "absent",
-            Self::Present => "present",
+            Self::Registered => "registered",
+            Self::Configured => "configured",
+            Self::Training => "training",
+            Self::Contributed => "contributed",
+            Self::Late => "late",
             Self::Declined => "declined",
+            Self::Excluded => "excluded",
         }
     }
 }
@@ -70,10 +84,13 @@ impl ClientStanding {
 pub struct ClientReport {
     /// Who.
     pub client: ClientId,
-    /// Whether it takes part.
+    /// How far it is.
     pub standing: ClientStanding,
-    /// Why it declined.
+    /// Why it declined, was excluded, or did not contribute.
     pub note: Option<String>,
+    /// Whether a connection of it is open; `None` where nobody can tell, as in a simulation.
+    #[serde(default)]
+    pub connected: Option<bool>,
 }
 
 /// One accepted contribution.
@@ -95,6 +112,9 @@ pub struct ContributionReport {
     pub loss_sum: Option<i64>,
     /// When it was accepted.
     pub at: Time,
+    /// How many rounds older than this one the round is for which it was trained.
+    #[serde(default)]
+    pub staleness: u32,
 }
 
 /// One round.
@@ -116,6 +136,14 @@ pub struct RoundReport {
     pub contributions: Vec<ContributionReport>,
     /// Who was invited and is not in the sum, and why.
     pub missing: Vec<(ClientId, String)>,
+}
+
+impl RoundReport {
+    /// Whether the contribution of `client` whose delta is `update` counts in this round.
+    #[must_use]
+    pub fn counts(&self, client: &ClientId, update: UpdateDigest) -> bool {
+        self.contributions.iter().any(|c| c.client == *client && c.update == update)
+    }
 }
 
 /// A whole run.

@@ -22,22 +22,31 @@
 //! * **Training** has a cohort, each member of which contributes, withdraws, or is late.
 //! * **Aggregating** waits for the driver to fold the contributions into the next model.
 //!
+//! Where the plan takes late updates (`cohort.late`, or FedBuff), a client that was asked in an earlier
+//! round stays asked: its update counts in the round that is open when it comes, or in the next one if it
+//! comes while a round is being folded.
+//!
 //! Rules that hold everywhere: a [`Rejection`] leaves the state unchanged (all checks come
 //! first); [`Effect::Record`] comes first and must be durable before any later effect of that
 //! step is performed; recovery is [`Run::replay`], the same [`Run::step`] folded over the
 //! recorded events; at most one accepted contribution per client and round.
 //!
+//! The rules of one round are in `round`, who may contribute in `admission`, and what is seen from
+//! outside in `view`.
+//!
 //! Deliberately not here: what a client trains, how a delta is stored, who may order what.
+
+mod admission;
+mod round;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::millionths;
 use crate::{
-    ClientId, ClientReport, ClientStanding, Contribution, ContributionReport, Country, ModelDigest,
-    Plan, PlanDigest, Rejection, RoundReport, RunId, RunReport, RunStatus, Time, UpdateDigest,
-    weights,
+    ClientId, Contribution, ContributionReport, ModelDigest, Plan, PlanDigest, Rejection,
+    RoundReport, RunId, Time, UpdateDigest,
 };
 
 /// Longest reason that a client or an operator may give, in bytes; longer ones are cut.
@@ -85,6 +94,15 @@ pub enum Event {
         /// Why, for the operator.
         reason: String,
     },
+    /// The driver looked at a client's update and does not accept it.
+    Refused {
+        /// Whose.
+        client: ClientId,
+        /// For which round it was trained.
+        round: u32,
+        /// Why, for the operator and the client.
+        reason: String,
+    },
     /// The driver folded the round's contributions into this model.
     Aggregated {
         /// Which round.
@@ -112,6 +130,18 @@ pub enum Command {
     Abort {
         /// Why.
         reason: String,
+    },
+    /// Go on without a client: what it contributed to the open round does not count.
+    Exclude {
+        /// Whom.
+        client: ClientId,
+        /// Why.
+        reason: String,
+    },
+    /// Take a client back that was excluded; it is asked again in the next round.
+    Readmit {
+        /// Whom.
+        client: ClientId,
     },
 }
 
@@ -180,12 +210,19 @@ pub enum Admission {
     AlreadyHere,
 }
 
-/// How far a member of the cohort is.
+/// What a client that was asked has answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Progress {
-    Invited,
+enum Answer {
     Contributed(ContributionReport),
-    Withdrew(String),
+    /// Nothing will come, or what came was not accepted; it may think better of the former.
+    Missing { reason: String, is_final: bool },
+}
+
+/// What a client was last asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Asked {
+    round: u32,
+    base: ModelDigest,
 }
 
 /// Each phase holds only what it needs.
@@ -193,7 +230,7 @@ enum Progress {
 enum Phase {
     Gathering { closes: Time },
     Drawing,
-    Training { cohort: BTreeMap<ClientId, Progress>, closes: Time },
+    Training { answers: BTreeMap<ClientId, Answer>, closes: Time },
     Aggregating,
     Ended { outcome: Outcome, at: Time },
 }
@@ -213,6 +250,11 @@ pub struct Run {
     model: ModelDigest,
     present: BTreeSet<ClientId>,
     declined: BTreeMap<ClientId, String>,
+    excluded: BTreeMap<ClientId, String>,
+    /// Who was asked for an update that did not come yet, or comes too late to be wanted.
+    asked: BTreeMap<ClientId, Asked>,
+    /// What came while a round was being folded, for the next one.
+    carried: BTreeMap<ClientId, Answer>,
     /// Begins with the plan's first round; the last one may be open.
     history: Vec<RoundReport>,
 }
@@ -237,6 +279,9 @@ impl Run {
             model: start,
             present: BTreeSet::new(),
             declined: BTreeMap::new(),
+            excluded: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            carried: BTreeMap::new(),
             history: Vec::new(),
         }
     }
@@ -286,11 +331,23 @@ impl Run {
             Event::Declined { client, reason } => self.decline(client, reason, now),
             Event::Drawn { round, cohort } => self.drawn(round, cohort, now),
             Event::Submitted { client, contribution } => self.submit(client, contribution, now),
-            Event::Withdrew { client, round, reason } => self.withdraw(client, round, reason, now),
+            Event::Withdrew { client, round, reason } => {
+                self.nothing_comes(client, round, reason, false, now)
+            }
+            Event::Refused { client, round, reason } => {
+                self.nothing_comes(client, round, reason, true, now)
+            }
             Event::Aggregated { round, model, statistics } => {
                 self.aggregated(round, model, statistics, now)
             }
-            Event::Ordered { command: Command::Abort { reason } } => {
+            Event::Ordered { command } => self.ordered(command, now),
+            Event::Tick => Ok(self.tick(now)),
+        }
+    }
+
+    fn ordered(&mut self, command: Command, now: Time) -> Result<Vec<Effect>, Rejection> {
+        match command {
+            Command::Abort { reason } => {
                 // What has arrived stays on record, though no model will count it.
                 if let Some(open) = self.rounds_from(self.history.len().saturating_sub(1)).pop() {
                     self.history.pop();
@@ -298,8 +355,42 @@ impl Run {
                 }
                 Ok(self.end(Outcome::Aborted(cut(reason)), now))
             }
-            Event::Tick => Ok(self.tick(now)),
+            Command::Exclude { client, reason } => self.exclude(client, cut(reason), now),
+            Command::Readmit { client } => {
+                self.named(&client)?;
+                let was = self.excluded.remove(&client);
+                Ok(was.map(|_| Effect::Record).into_iter().collect())
+            }
         }
+    }
+
+    fn exclude(
+        &mut self,
+        client: ClientId,
+        reason: String,
+        now: Time,
+    ) -> Result<Vec<Effect>, Rejection> {
+        self.named(&client)?;
+        if self.excluded.contains_key(&client) {
+            return Ok(Vec::new());
+        }
+        if self.phase == Phase::Drawing {
+            return Err(Rejection::OutOfPlace("a cohort is being drawn; try again"));
+        }
+        let missing = Answer::Missing { reason: format!("excluded: {reason}"), is_final: true };
+        self.excluded.insert(client.clone(), reason);
+        if let Some(carried) = self.carried.get_mut(&client) {
+            *carried = missing;
+        } else if let Phase::Training { answers, .. } = &mut self.phase
+            && (answers.contains_key(&client) || self.asked.contains_key(&client))
+        {
+            answers.insert(client.clone(), missing);
+        }
+        self.asked.remove(&client);
+        Ok(match &self.phase {
+            Phase::Training { .. } => self.answered(now, false),
+            _ => self.gathered(now, false),
+        })
     }
 
     fn check_in(
@@ -310,6 +401,7 @@ impl Run {
     ) -> Result<Vec<Effect>, Rejection> {
         self.named(&client)?;
         self.same_plan(plan)?;
+        self.not_excluded(&client)?;
         if self.present.contains(&client) {
             return Ok(Vec::new());
         }
@@ -331,148 +423,14 @@ impl Run {
         }
         self.present.remove(&client);
         self.declined.insert(client.clone(), reason.clone());
-        if let Phase::Training { cohort, .. } = &mut self.phase
-            && let Some(progress @ Progress::Invited) = cohort.get_mut(&client)
+        let is_asked = self.is_asked(&client);
+        if let Phase::Training { answers, .. } = &mut self.phase
+            && is_asked
         {
-            *progress = Progress::Withdrew(reason);
+            answers.insert(client, Answer::Missing { reason, is_final: false });
             return Ok(self.answered(now, false));
         }
         Ok(self.gathered(now, false))
-    }
-
-    fn submit(
-        &mut self,
-        client: ClientId,
-        contribution: Contribution,
-        now: Time,
-    ) -> Result<Vec<Effect>, Rejection> {
-        if self.admit(&client, &contribution)? == Admission::AlreadyHere {
-            return Ok(Vec::new());
-        }
-        let named = self.plan.client(&client).expect("`admit` checked that the plan names it");
-        // Statistics are sums, not means: everybody's count once.
-        let weight = if contribution.round == 0 { 1 } else { self.plan.weight(named) };
-        if let Phase::Training { cohort, .. } = &mut self.phase {
-            let report = ContributionReport {
-                weight,
-                bytes: contribution.delta_bytes(),
-                update: contribution.update,
-                n_correct: contribution.n_correct,
-                loss_sum: contribution.loss_sum,
-                at: now,
-                client: client.clone(),
-            };
-            cohort.insert(client, Progress::Contributed(report));
-        }
-        Ok(self.answered(now, false))
-    }
-
-    /// Whether the update that `client` offers would be accepted: asked before its bytes are
-    /// taken, and again when they have arrived.
-    ///
-    /// # Errors
-    /// [`Rejection`] if it would not be.
-    pub fn admit(
-        &self,
-        client: &ClientId,
-        contribution: &Contribution,
-    ) -> Result<Admission, Rejection> {
-        self.named(client)?;
-        self.same_plan(contribution.plan)?;
-        // The same update again, after a lost reply, is a success, even when its round is over.
-        let earlier = contribution
-            .round
-            .checked_sub(self.plan.first_round())
-            .and_then(|i| self.history.get(i as usize));
-        if earlier.is_some_and(|round| {
-            let mut known = round.contributions.iter();
-            known.any(|c| c.client == *client && c.update == contribution.update)
-        }) {
-            return Ok(Admission::AlreadyHere);
-        }
-        let open = self.last_round();
-        let cohort = match &self.phase {
-            Phase::Training { cohort, .. } if contribution.round == open => cohort,
-            Phase::Ended { outcome, .. } => return Err(outcome.rejection()),
-            _ => return Err(Rejection::RoundNotOpen { got: contribution.round, open }),
-        };
-        let progress = cohort
-            .get(client)
-            .ok_or_else(|| Rejection::NotInvited { client: client.clone(), round: open })?;
-        if contribution.base != self.model {
-            return Err(Rejection::OtherBase { expected: self.model, got: contribution.base });
-        }
-        let expected = match self.plan.analytics_request() {
-            Some(request) if open == 0 => request.n_values(),
-            _ => self.n_parameters,
-        };
-        if contribution.n_parameters != expected {
-            return Err(Rejection::WrongSize { expected, got: contribution.n_parameters });
-        }
-        match progress {
-            Progress::Contributed(first) if first.update == contribution.update => {
-                Ok(Admission::AlreadyHere)
-            }
-            Progress::Contributed(_) => Err(Rejection::AlreadyContributed(client.clone())),
-            Progress::Invited | Progress::Withdrew(_) => Ok(Admission::Wanted),
-        }
-    }
-
-    fn withdraw(
-        &mut self,
-        client: ClientId,
-        round: u32,
-        reason: String,
-        now: Time,
-    ) -> Result<Vec<Effect>, Rejection> {
-        self.named(&client)?;
-        let open = self.last_round();
-        let Phase::Training { cohort, .. } = &mut self.phase else {
-            return Err(Rejection::RoundNotOpen { got: round, open });
-        };
-        if round != open {
-            return Err(Rejection::RoundNotOpen { got: round, open });
-        }
-        let reason = cut(reason);
-        match cohort.get_mut(&client) {
-            None => Err(Rejection::NotInvited { client, round }),
-            Some(Progress::Contributed(_)) => Err(Rejection::AlreadyContributed(client)),
-            Some(Progress::Withdrew(_)) => Ok(Vec::new()),
-            Some(progress) => {
-                *progress = Progress::Withdrew(reason);
-                Ok(self.answered(now, false))
-            }
-        }
-    }
-
-    fn aggregated(
-        &mut self,
-        round: u32,
-        model: ModelDigest,
-        statistics: Option<Vec<i64>>,
-        now: Time,
-    ) -> Result<Vec<Effect>, Rejection> {
-        if self.phase != Phase::Aggregating || round != self.last_round() {
-            return Err(Rejection::OutOfPlace("no such round waits for its model"));
-        }
-        let fits = match &statistics {
-            Some(sums) => round == 0 && self.plan.estimates(sums).is_ok(),
-            None => round != 0,
-        };
-        if !fits {
-            return Err(Rejection::OutOfPlace("round 0, and no other, ends in statistics"));
-        }
-        self.statistics = statistics.or(self.statistics.take());
-        self.model = model;
-        let record = self.history.last_mut().expect("a round is being aggregated");
-        record.model = Some(model);
-        record.closed = Some(now);
-        if round == self.plan.rounds {
-            return Ok(self.end(Outcome::Finished(model), now));
-        }
-        let mut effects = vec![Effect::Record];
-        effects.extend(self.open_round(now));
-        Ok(effects)
     }
 
     fn tick(&mut self, now: Time) -> Vec<Effect> {
@@ -489,11 +447,11 @@ impl Run {
         if !matches!(self.phase, Phase::Gathering { .. }) {
             return effects;
         }
-        let everybody = self.present.len() + self.declined.len() == self.plan.cohort.clients.len();
-        if !everybody && !at_deadline {
+        let mut named = self.plan.cohort.clients.iter().map(|named| &named.id);
+        if !at_deadline && !named.all(|client| self.has_answered(client)) {
             return effects;
         }
-        match self.lacking(self.present.iter()) {
+        match self.lacking(self.available()) {
             None => effects.extend(self.open_round(now)),
             Some(lacking) => {
                 effects =
@@ -503,316 +461,38 @@ impl Run {
         effects
     }
 
-    /// Closes the round when all of the cohort have answered or, at the deadline, with a quorum.
-    fn answered(&mut self, now: Time, at_deadline: bool) -> Vec<Effect> {
-        let mut effects = vec![Effect::Record];
-        let Phase::Training { cohort, .. } = &self.phase else {
-            return effects;
-        };
-        if !at_deadline && cohort.values().any(|p| *p == Progress::Invited) {
-            return effects;
-        }
-        let mut contributions = Vec::new();
-        let mut missing = Vec::new();
-        for (client, progress) in cohort {
-            match progress {
-                Progress::Contributed(contribution) => contributions.push(contribution.clone()),
-                Progress::Withdrew(reason) => missing.push((client.clone(), reason.clone())),
-                Progress::Invited => {
-                    missing
-                        .push((client.clone(), "late: nothing arrived by the deadline".to_owned()));
-                }
-            }
-        }
-        let lacking = if self.plan.draws_in_secret() {
-            None
-        } else {
-            self.lacking(contributions.iter().map(|c| &c.client))
-        };
-        let record = self.history.last_mut().expect("a round is open");
-        record.contributions.clone_from(&contributions);
-        record.missing = missing;
-        let round = record.round;
-        if let Some(lacking) = lacking {
-            let why = format!("round {round} closed without a quorum: {lacking}");
-            return self.end(Outcome::Aborted(why), now);
-        }
-        self.phase = Phase::Aggregating;
-        // Only now: a share of the weight cannot be capped among too few countries.
-        let updates = self.weighted(&contributions);
-        effects.push(Effect::Aggregate { round, base: self.model, updates });
-        effects
-    }
-
-    /// The contributions with the weights with which they count.
-    fn weighted(&self, contributions: &[ContributionReport]) -> Vec<(UpdateDigest, u64)> {
-        let updates = contributions.iter().map(|c| c.update);
-        let weights: Vec<(Country, u64)> =
-            contributions.iter().map(|c| (c.client.country(), c.weight)).collect();
-        match self.plan.aggregation.country_weight_max {
-            // Statistics are sums: everybody's count once.
-            Some(share) if self.last_round() > 0 => {
-                updates.zip(weights::capped(&weights, millionths(share))).collect()
-            }
-            _ => updates.zip(weights.into_iter().map(|(_, weight)| weight)).collect(),
-        }
-    }
-
-    /// Opens the next round with everybody who is present.
-    fn open_round(&mut self, now: Time) -> Vec<Effect> {
-        if let Some(lacking) = self.lacking(self.present.iter()) {
-            return self
-                .end(Outcome::Aborted(format!("too few clients are left: {lacking}")), now)
-                .split_off(1);
-        }
-        let round = self.plan.first_round() + self.history.len() as u32;
-        let present: Vec<ClientId> = self.present.iter().cloned().collect();
-        self.history.push(RoundReport {
-            round,
-            opened: now,
-            closed: None,
-            base: self.model,
-            model: None,
-            cohort: Vec::new(),
-            contributions: Vec::new(),
-            missing: Vec::new(),
-        });
-        if self.plan.draws_in_secret() {
-            self.phase = Phase::Drawing;
-            return vec![Effect::Draw { round, present }];
-        }
-        vec![self.invite(present, now)]
-    }
-
-    /// The cohort of a round is known: the round trains, or has nobody to wait for.
-    fn drawn(
-        &mut self,
-        round: u32,
-        cohort: Vec<ClientId>,
-        now: Time,
-    ) -> Result<Vec<Effect>, Rejection> {
-        let everybody: BTreeSet<&ClientId> = cohort.iter().collect();
-        let fits = self.phase == Phase::Drawing
-            && round == self.last_round()
-            && everybody.len() == cohort.len()
-            && everybody.iter().all(|client| self.present.contains(*client));
-        if !fits {
-            return Err(Rejection::OutOfPlace("no such cohort is waited for"));
-        }
-        if cohort.is_empty() {
-            self.phase = Phase::Training { cohort: BTreeMap::new(), closes: now };
-            return Ok(self.answered(now, false));
-        }
-        Ok(vec![Effect::Record, self.invite(cohort, now)])
-    }
-
-    /// Opens the last round's training to `cohort`.
-    fn invite(&mut self, cohort: Vec<ClientId>, now: Time) -> Effect {
-        let closes = now.after(self.plan.cohort.round_deadline);
-        let record = self.history.last_mut().expect("a round is open");
-        let round = record.round;
-        record.cohort.clone_from(&cohort);
-        self.phase = Phase::Training {
-            cohort: cohort.iter().map(|c| (c.clone(), Progress::Invited)).collect(),
-            closes,
-        };
-        Effect::Invite { round, cohort, model: self.model, closes }
-    }
-
-    /// The open round, or the last one; 0 before the first.
-    fn last_round(&self) -> u32 {
-        match self.history.len() as u32 {
-            0 => 0,
-            n_rounds => self.plan.first_round() + n_rounds - 1,
-        }
-    }
-
     fn end(&mut self, outcome: Outcome, now: Time) -> Vec<Effect> {
+        // What was accepted for a round that does not open any more stays on record too.
+        let carried = std::mem::take(&mut self.carried);
+        if !carried.is_empty() {
+            self.open_record(now);
+            self.record_answers(carried);
+        }
         self.phase = Phase::Ended { outcome: outcome.clone(), at: now };
         vec![Effect::Record, Effect::Finish(outcome)]
     }
 
-    /// What `clients` lack for a quorum, in words; `None` if they are enough.
-    fn lacking<'a>(&self, clients: impl Iterator<Item = &'a ClientId>) -> Option<String> {
-        let clients: BTreeSet<&ClientId> = clients.collect();
-        let countries: BTreeSet<Country> = clients.iter().map(|c| c.country()).collect();
-        let (min_clients, min_countries) =
-            (self.plan.cohort.min_clients as usize, self.plan.cohort.min_countries as usize);
-        if clients.len() >= min_clients && countries.len() >= min_countries {
-            return None;
-        }
-        let absent: Vec<String> = self
-            .plan
-            .cohort
-            .clients
-            .iter()
-            .filter(|named| !clients.contains(&named.id))
-            .map(|named| match self.declined.get(&named.id) {
-                Some(reason) => format!("{} (declined: {reason})", named.id),
-                None => named.id.to_string(),
-            })
-            .collect();
-        Some(format!(
-            "{} of at least {min_clients} clients, {} of at least {min_countries} countries; without {}",
-            clients.len(),
-            countries.len(),
-            absent.join(", ")
-        ))
+    /// Who agreed to the plan and was not excluded.
+    fn available(&self) -> impl Iterator<Item = &ClientId> {
+        self.present.iter().filter(|client| !self.excluded.contains_key(*client))
     }
 
     fn named(&self, client: &ClientId) -> Result<(), Rejection> {
         self.plan.client(client).map(|_| ()).ok_or_else(|| Rejection::NotInPlan(client.clone()))
     }
 
+    fn not_excluded(&self, client: &ClientId) -> Result<(), Rejection> {
+        match self.excluded.get(client) {
+            None => Ok(()),
+            Some(reason) => {
+                Err(Rejection::Excluded { client: client.clone(), reason: reason.clone() })
+            }
+        }
+    }
+
     fn same_plan(&self, got: PlanDigest) -> Result<(), Rejection> {
         let expected = self.plan_digest;
         if got == expected { Ok(()) } else { Err(Rejection::OtherPlan { expected, got }) }
-    }
-
-    /// Which run this is.
-    #[must_use]
-    pub fn id(&self) -> &RunId {
-        &self.id
-    }
-
-    /// The plan.
-    #[must_use]
-    pub fn plan(&self) -> &Plan {
-        &self.plan
-    }
-
-    /// The plan's digest.
-    #[must_use]
-    pub fn plan_digest(&self) -> PlanDigest {
-        self.plan_digest
-    }
-
-    /// The latest model.
-    #[must_use]
-    pub fn model(&self) -> ModelDigest {
-        self.model
-    }
-
-    /// How the run ended, if it did.
-    #[must_use]
-    pub fn outcome(&self) -> Option<&Outcome> {
-        match &self.phase {
-            Phase::Ended { outcome, .. } => Some(outcome),
-            _ => None,
-        }
-    }
-
-    /// Whether `client` has agreed to the plan or declined it.
-    #[must_use]
-    pub fn has_answered(&self, client: &ClientId) -> bool {
-        self.present.contains(client) || self.declined.contains_key(client)
-    }
-
-    /// The effect that the driver must perform again after a restart: the last one whose answer
-    /// has not come.
-    #[must_use]
-    pub fn pending(&self) -> Option<Effect> {
-        let record = self.history.last();
-        match (&self.phase, record) {
-            (Phase::Training { cohort, closes }, Some(record)) => Some(Effect::Invite {
-                round: record.round,
-                cohort: cohort
-                    .iter()
-                    .filter(|(_, progress)| **progress == Progress::Invited)
-                    .map(|(client, _)| client.clone())
-                    .collect(),
-                model: self.model,
-                closes: *closes,
-            }),
-            (Phase::Drawing, Some(record)) => Some(Effect::Draw {
-                round: record.round,
-                present: self.present.iter().cloned().collect(),
-            }),
-            (Phase::Aggregating, Some(record)) => Some(Effect::Aggregate {
-                round: record.round,
-                base: self.model,
-                updates: self.weighted(&record.contributions),
-            }),
-            _ => None,
-        }
-    }
-
-    /// What the run looks like from outside.
-    #[must_use]
-    pub fn report(&self) -> RunReport {
-        RunReport { history: self.rounds_from(0), ..self.summary() }
-    }
-
-    /// How many rounds were opened so far.
-    #[must_use]
-    pub fn n_rounds(&self) -> usize {
-        self.history.len()
-    }
-
-    /// The rounds after the first `n_skipped`, oldest first; the open one with what has arrived.
-    #[must_use]
-    pub fn rounds_from(&self, n_skipped: usize) -> Vec<RoundReport> {
-        let mut rounds = self.history.get(n_skipped..).unwrap_or_default().to_vec();
-        if let (Phase::Training { cohort, .. }, Some(open)) = (&self.phase, rounds.last_mut()) {
-            for (client, progress) in cohort {
-                match progress {
-                    Progress::Contributed(c) => open.contributions.push(c.clone()),
-                    Progress::Withdrew(why) => open.missing.push((client.clone(), why.clone())),
-                    Progress::Invited => {}
-                }
-            }
-        }
-        rounds
-    }
-
-    /// [`report`](Self::report) without its rounds: its cost does not grow with them.
-    #[must_use]
-    pub fn summary(&self) -> RunReport {
-        let (status, reason, ended) = match &self.phase {
-            Phase::Gathering { .. } => (RunStatus::Gathering, None, None),
-            Phase::Drawing | Phase::Training { .. } => (RunStatus::Training, None, None),
-            Phase::Aggregating => (RunStatus::Aggregating, None, None),
-            Phase::Ended { outcome: Outcome::Finished(_), at } => {
-                (RunStatus::Finished, None, Some(*at))
-            }
-            Phase::Ended { outcome: Outcome::Aborted(reason), at } => {
-                (RunStatus::Aborted, Some(reason.clone()), Some(*at))
-            }
-        };
-        RunReport {
-            run: self.id.clone(),
-            name: self.plan.name.clone(),
-            plan: self.plan_digest,
-            status,
-            reason,
-            round: self.last_round(),
-            rounds: self.plan.rounds,
-            started: self.started,
-            ended,
-            model: self.model,
-            clients: self
-                .plan
-                .cohort
-                .clients
-                .iter()
-                .map(|named| ClientReport {
-                    client: named.id.clone(),
-                    standing: if self.present.contains(&named.id) {
-                        ClientStanding::Present
-                    } else if self.declined.contains_key(&named.id) {
-                        ClientStanding::Declined
-                    } else {
-                        ClientStanding::Absent
-                    },
-                    note: self.declined.get(&named.id).cloned(),
-                })
-                .collect(),
-            history: Vec::new(),
-            statistics: self
-                .statistics
-                .as_ref()
-                .map(|sums| self.plan.estimates(sums).expect("they were checked when they came")),
-        }
     }
 }
 
@@ -830,5 +510,7 @@ fn cut(reason: String) -> String {
 
 #[cfg(test)]
 mod any_events;
+#[cfg(test)]
+mod governed;
 #[cfg(test)]
 mod tests;

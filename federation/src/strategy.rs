@@ -99,7 +99,10 @@ impl Fold {
             prepared: Prepared::Plain,
         };
         fold.prepared = match settings.strategy {
-            Strategy::Fedavg | Strategy::Median | Strategy::TrimmedMean { .. } => Prepared::Plain,
+            Strategy::Fedavg
+            | Strategy::Fedbuff { .. }
+            | Strategy::Median
+            | Strategy::TrimmedMean { .. } => Prepared::Plain,
             Strategy::Krum { byzantine } => {
                 Prepared::Selected(krum::select(&fold, byzantine, 1, updates)?)
             }

@@ -55,6 +55,18 @@ pub(crate) fn capped(weights: &[(Country, u64)], share_max: u64) -> Vec<u64> {
     weights.iter().map(of).collect()
 }
 
+/// Weights in the proportions of `weights`, each over √(1 + its age in rounds) (FedBuff, Nguyen et al. 2022,
+/// section 5.2).  Integers: they are first scaled up to some 2^31 together.
+pub(crate) fn aged(weights: &[u64], ages: &[u32]) -> Vec<u64> {
+    let total: u64 = weights.iter().sum();
+    let scale = (WEIGHT_TOTAL_MAX / 2 / total.max(1)).max(1);
+    // A square root of a small integer is the same double everywhere (IEEE 754).
+    let aged = |(weight, age): (&u64, &u32)| {
+        (((weight * scale) as f64 / (1.0 + f64::from(*age)).sqrt()) as u64).max(1)
+    };
+    weights.iter().zip(ages).map(aged).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +88,14 @@ mod tests {
         assert_eq!(shares(&weights, 400_000), [0.3, 0.3, 0.1, 0.3]);
         assert_eq!(shares(&weights, 900_000), [0.6, 0.1, 0.2, 0.1]);
         assert_eq!(shares(&weights, 1_000_000), [0.6, 0.1, 0.2, 0.1]);
+    }
+
+    #[test]
+    fn an_update_three_rounds_old_counts_half() {
+        let weights = aged(&[10, 10, 20], &[0, 3, 8]);
+        let share = |i: usize| weights[i] as f64 / weights[0] as f64;
+        assert!((share(1) - 0.5).abs() < 1e-6 && (share(2) - 2.0 / 3.0).abs() < 1e-6, "{weights:?}");
+        assert!(aged(&[1 << 31, 1 << 31], &[0, 0]).iter().sum::<u64>() <= WEIGHT_TOTAL_MAX);
     }
 
     #[test]

@@ -2,10 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::cohort::{CohortPlan, WeightRule};
+use super::cohort::{CohortPlan, LatePolicy, STALENESS_MAX, WeightRule};
 use super::{check, positive};
 use crate::strategy::KRUM_UPDATES_MAX;
-use crate::{FixedPoint, PlanError};
+#[cfg(doc)]
+use crate::SquareSum;
+use crate::{FixedPoint, PlanError, Rejection};
 
 /// The server's step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +23,10 @@ pub struct Aggregation {
     /// (0, 1], to the millionth; what is above it is scaled down.  Absent: no cap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub country_weight_max: Option<f64>,
+    /// An update whose L2 norm passes this is not accepted, and the round's record says so.  Absent: any
+    /// norm is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update_norm_max_l2: Option<f64>,
 }
 
 /// The server's step, by name; each is one file of `federation::strategy`.
@@ -29,6 +35,16 @@ pub struct Aggregation {
 pub enum Strategy {
     /// Federated averaging (McMahan et al. 2017).
     Fedavg,
+    /// Asynchronous buffered averaging (FedBuff, Nguyen et al. 2022): a round closes with the first
+    /// `buffer` updates, whichever round's model they started from, and whoever is still training goes on.
+    /// An update that is t rounds old counts with its weight over √(1 + t).  A client gets the next model
+    /// when there is one, never the same one twice.
+    Fedbuff {
+        /// How many updates close a round.
+        buffer: u32,
+        /// How many rounds old an update may be.
+        staleness_max: u32,
+    },
     /// The coordinate-wise median (Yin et al. 2018).
     Median,
     /// The coordinate-wise mean without the extremes (Yin et al. 2018).
@@ -59,11 +75,25 @@ impl Strategy {
     /// Whether contributions count by their weights, not by their votes.
     #[must_use]
     pub fn is_weighted(&self) -> bool {
-        matches!(self, Self::Fedavg | Self::NormCappedMean { .. })
+        matches!(self, Self::Fedavg | Self::Fedbuff { .. } | Self::NormCappedMean { .. })
     }
 }
 
 impl Aggregation {
+    /// Whether an update whose norm is so many grid steps (see [`SquareSum`]) may count.
+    ///
+    /// # Errors
+    /// [`Rejection::NormPassed`] if it is longer than the plan allows.
+    pub fn check_norm(&self, steps: u64) -> Result<(), Rejection> {
+        let grid = FixedPoint::new(self.fixed_point_bits).expect("the plan was validated");
+        match self.update_norm_max_l2 {
+            Some(norm_max) if steps > grid.norm_steps(norm_max) => {
+                Err(Rejection::NormPassed { norm: grid.norm_l2(steps).to_string(), norm_max: norm_max.to_string() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Checks every key, and that they go with the cohort.
     pub(super) fn validate(&self, cohort: &CohortPlan) -> Result<(), PlanError> {
         check(
@@ -77,6 +107,13 @@ impl Aggregation {
             "use 0 to 30",
         )?;
         self.validate_strategy(cohort)?;
+        if let Some(norm) = self.update_norm_max_l2 {
+            check(
+                positive(norm),
+                "aggregation.update_norm_max_l2",
+                "use a positive number, or leave it out",
+            )?;
+        }
         if let Some(share) = self.country_weight_max {
             check(
                 (super::MILLIONTH..=1.0).contains(&share),
@@ -122,6 +159,20 @@ impl Aggregation {
         };
         match self.strategy {
             Strategy::Fedavg | Strategy::Median => Ok(()),
+            Strategy::Fedbuff { buffer, staleness_max } => {
+                check(
+                    buffer >= cohort.min_clients && buffer as usize <= cohort.clients.len(),
+                    KEY,
+                    "buffer is cohort.min_clients to the number of named clients",
+                )?;
+                check(staleness_max <= STALENESS_MAX, KEY, "staleness_max is at most 100")?;
+                check(
+                    cohort.late == LatePolicy::Reject && cohort.sample.is_none(),
+                    KEY,
+                    "fedbuff takes late updates and closes its rounds by itself; leave out cohort.late and \
+                     cohort.sample",
+                )
+            }
             Strategy::TrimmedMean { trim } => check(
                 2 * u64::from(trim) < min_clients,
                 KEY,

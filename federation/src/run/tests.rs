@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::RunStatus;
 use crate::plan::tests::sample;
 
 const START: ModelDigest = ModelDigest([0; 32]);
@@ -196,7 +197,7 @@ fn the_same_update_again_is_a_success_and_a_different_one_is_rejected() {
         .unwrap();
     assert_eq!(run.step(submit("a", 1, START, 1), Time(20)), Ok(vec![]));
     let second = ModelDigest([9; 32]);
-    let last = ["a", "b", "c"].map(|name| submit(name, 2, second, 4));
+    let last = [("a", 5), ("b", 6), ("c", 4)].map(|(name, mark)| submit(name, 2, second, mark));
     play(&mut run, last).unwrap();
     play(&mut run, [Event::Aggregated { round: 2, model: START, statistics: None }]).unwrap();
     assert_eq!(run.step(submit("c", 2, second, 4), Time(30)), Ok(vec![]));

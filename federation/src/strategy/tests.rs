@@ -11,6 +11,7 @@ fn settings(strategy: Strategy) -> Aggregation {
         server_learning_rate: 1.0,
         fixed_point_bits: 4,
         country_weight_max: None,
+        update_norm_max_l2: None,
     }
 }
 
