@@ -5,7 +5,7 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 
 use anyhow::{Context as _, ensure};
 use comity_federation::{
-    Accumulator, Aggregation, Fold, Manifest, ModelDigest, Plan, UpdateDigest, Updates,
+    Accumulator, Aggregation, Fold, Manifest, ModelDigest, Plan, SquareSum, UpdateDigest, Updates,
 };
 use comity_journal::{BlobReader, BlobStore};
 
@@ -124,6 +124,21 @@ pub(crate) fn fold(
         frozen -= bytes.len() as u64;
     }
     Ok(ModelDigest(next.finish()?))
+}
+
+/// The L2 norm of a stored update in grid steps, rounded up; read chunk by chunk.
+pub(crate) fn norm_steps(blobs: &BlobStore, update: UpdateDigest) -> std::io::Result<u64> {
+    let mut reader = blobs.reader(&update.0).map_err(std::io::Error::other)?;
+    let mut squares = SquareSum::default();
+    let mut chunk = vec![0; 4 * CHUNK_COORDINATES];
+    let mut left = reader.len();
+    while left > 0 {
+        let n = usize::try_from(left).unwrap_or(usize::MAX).min(chunk.len());
+        reader.read_exact(&mut chunk[..n])?;
+        squares.add(&chunk[..n]);
+        left -= n as u64;
+    }
+    Ok(squares.norm())
 }
 
 /// The sums of round 0's statistics, and the first model with what they say of its features; `base` is
@@ -258,6 +273,17 @@ mod tests {
         let next = fold(&blobs, &settings(Strategy::Fedavg), base, 3, &[(update, 2)]).unwrap();
         let expected = [&[1.0, 1.0, 0.5], &values[3..]].concat();
         assert_eq!(next, Parameters::new(expected).digest());
+    }
+
+    #[test]
+    fn a_stored_updates_norm_is_that_of_all_its_chunks() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = BlobStore::open(dir.path()).unwrap();
+        let n = 2 * CHUNK_COORDINATES + 6;
+        let bytes = (-3i32).to_le_bytes().repeat(n);
+        let update = UpdateDigest(blobs.put(&bytes).unwrap());
+        let norm = norm_steps(&blobs, update).unwrap() as f64;
+        assert_eq!(norm, (9.0 * n as f64).sqrt().ceil());
     }
 
     #[test]

@@ -12,8 +12,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use comity_certs::Clock;
 use comity_federation::{
-    Admission, ClientId, Contribution, Effect, Event, ModelDigest, Outcome, Plan, PlanDigest,
-    PlanError, Rejection, Run, RunId, RunReport, Time,
+    Admission, Aggregation, ClientId, Command, Contribution, Effect, Event, ModelDigest, Outcome,
+    Plan, PlanDigest, PlanError, Rejection, Run, RunId, RunReport, Task, Time,
 };
 use comity_journal::BlobStore;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::aggregate;
+use crate::presence::Presence;
 use crate::store::{Entry, Store};
 
 /// Requests that wait for the driver; a service waits in turn when it is full.
@@ -49,9 +50,17 @@ pub(crate) enum Assignment {
     /// The plan, which the client has not answered yet.
     Offer { run: RunId, plan: Arc<Plan>, digest: PlanDigest, closes: Option<Time> },
     /// A round that waits for the client.
-    Train { run: RunId, round: u32, plan: PlanDigest, model: ModelDigest, closes: Time },
+    Train(Task),
     /// The run is over.
     Ended { report: RunReport },
+}
+
+/// An update that would be accepted.
+#[derive(Clone, Debug)]
+pub(crate) struct Admitted {
+    pub(crate) admission: Admission,
+    /// The plan's, for what is to be looked at before it counts.
+    pub(crate) aggregation: Aggregation,
 }
 
 type Reply<T> = oneshot::Sender<Result<T, DriverError>>;
@@ -59,7 +68,7 @@ type Reply<T> = oneshot::Sender<Result<T, DriverError>>;
 enum Request {
     Launch { plan: Box<Plan>, by: String, reply: Reply<(RunId, PlanDigest)> },
     Step { run: RunId, event: Event, reply: Reply<bool> },
-    Admit { run: RunId, client: ClientId, contribution: Contribution, reply: Reply<Admission> },
+    Admit { run: RunId, client: ClientId, contribution: Contribution, reply: Reply<Admitted> },
     Assignments { client: ClientId, open: Vec<RunId>, reply: Reply<Vec<Assignment>> },
     Plan { run: RunId, reply: Reply<Plan> },
     Report { run: RunId, reply: Reply<RunReport> },
@@ -72,6 +81,7 @@ enum Request {
 pub(crate) struct DriverHandle {
     requests: mpsc::Sender<Request>,
     changes: watch::Receiver<u64>,
+    presence: Presence,
     blobs: Arc<BlobStore>,
 }
 
@@ -102,7 +112,7 @@ impl DriverHandle {
         run: RunId,
         client: ClientId,
         contribution: Contribution,
-    ) -> Result<Admission, DriverError> {
+    ) -> Result<Admitted, DriverError> {
         self.ask(|reply| Request::Admit { run, client, contribution, reply }).await
     }
 
@@ -135,6 +145,11 @@ impl DriverHandle {
         self.changes.clone()
     }
 
+    /// Who is connected.
+    pub(crate) fn presence(&self) -> &Presence {
+        &self.presence
+    }
+
     /// The models and updates.
     pub(crate) fn blobs(&self) -> &Arc<BlobStore> {
         &self.blobs
@@ -156,6 +171,7 @@ pub(crate) struct Driver {
     /// To hand to background folds.
     to_self: mpsc::WeakSender<Request>,
     changes: watch::Sender<u64>,
+    presence: Presence,
 }
 
 impl Driver {
@@ -168,11 +184,17 @@ impl Driver {
     ) -> (Self, DriverHandle) {
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         let (changes, news) = watch::channel(0);
-        let handle = DriverHandle { requests: sender.clone(), changes: news, blobs: store.blobs() };
+        let presence = Presence::new(changes.clone());
+        let handle = DriverHandle {
+            requests: sender.clone(),
+            changes: news,
+            presence: presence.clone(),
+            blobs: store.blobs(),
+        };
         let to_self = sender.downgrade();
         // A clock that was set back while the coordinator was gone must not repeat a past.
         let opened = (clock.now().max(store.last()), Instant::now());
-        (Self { federation, opened, store, runs, requests, to_self, changes }, handle)
+        (Self { federation, opened, store, runs, requests, to_self, changes, presence }, handle)
     }
 
     /// Serves requests until every handle is gone or `stop` fires.
@@ -239,14 +261,22 @@ impl Driver {
                 let _ = reply.send(self.launch(*plan, by)?);
             }
             Request::Step { run, event, reply } => {
-                let _ = reply.send(self.step(&run, event)?);
+                let submitted = match &event {
+                    Event::Submitted { client, contribution } => {
+                        Some((client.clone(), contribution.round))
+                    }
+                    _ => None,
+                };
+                let answer = self.step(&run, event)?;
+                if let (Some((client, round)), Err(DriverError::Rejected(refusal))) =
+                    (submitted, &answer)
+                {
+                    self.note_copy(&run, client, round, refusal)?;
+                }
+                let _ = reply.send(answer);
             }
             Request::Admit { run, client, contribution, reply } => {
-                let answer = match self.runs.get(&run) {
-                    Some(open) => open.admit(&client, &contribution).map_err(DriverError::from),
-                    None => self.admit_to_ended(&run, &client, &contribution),
-                };
-                let _ = reply.send(answer);
+                let _ = reply.send(self.admit(&run, client, &contribution)?);
             }
             Request::Assignments { client, open, reply } => {
                 let _ = reply.send(self.assignments(&client, &open));
@@ -382,7 +412,7 @@ impl Driver {
             Err(cause) => {
                 error!(%run, round, cause = format!("{cause:#}"), "round could not be aggregated");
                 let reason = format!("round {round} could not be aggregated: {cause:#}");
-                Event::Ordered { command: comity_federation::Command::Abort { reason } }
+                Event::Ordered { command: Command::Abort { reason } }
             }
         };
         if let Err(refusal) = self.step(run, event)? {
@@ -410,17 +440,7 @@ impl Driver {
                     closes: run.deadline(),
                 });
             }
-            if let Some(Effect::Invite { round, cohort, model, closes }) = run.pending()
-                && cohort.contains(client)
-            {
-                assignments.push(Assignment::Train {
-                    run: run.id().clone(),
-                    round,
-                    plan: run.plan_digest(),
-                    model,
-                    closes,
-                });
-            }
+            assignments.extend(run.task(client).map(Assignment::Train));
         }
         for run in open.iter().filter(|run| !self.runs.contains_key(run)) {
             match self.report(run) {
@@ -434,21 +454,52 @@ impl Driver {
         Ok(assignments)
     }
 
+    fn admit(
+        &mut self,
+        id: &RunId,
+        client: ClientId,
+        contribution: &Contribution,
+    ) -> anyhow::Result<Result<Admitted, DriverError>> {
+        let Some(run) = self.runs.get(id) else {
+            return Ok(self.admit_to_ended(id, &client, contribution));
+        };
+        let aggregation = run.plan().aggregation.clone();
+        Ok(match run.admit(&client, contribution) {
+            Ok(admission) => Ok(Admitted { admission, aggregation }),
+            Err(refusal) => {
+                self.note_copy(id, client, contribution.round, &refusal)?;
+                Err(refusal.into())
+            }
+        })
+    }
+
+    /// A copy of another's update is not only refused: the round's record says so.
+    fn note_copy(
+        &mut self,
+        run: &RunId,
+        client: ClientId,
+        round: u32,
+        refusal: &Rejection,
+    ) -> anyhow::Result<()> {
+        if *refusal == Rejection::Copied {
+            let reason = refusal.to_string();
+            // If the round has closed meanwhile, there is nothing left to say.
+            let _ = self.step(run, Event::Refused { client, round, reason })?;
+        }
+        Ok(())
+    }
+
     /// An update for a run that has ended is welcome only if it was already counted.
     fn admit_to_ended(
         &self,
         run: &RunId,
         client: &ClientId,
         contribution: &Contribution,
-    ) -> Result<Admission, DriverError> {
+    ) -> Result<Admitted, DriverError> {
         let report = self.report(run)?;
-        let counted = report.history.iter().any(|round| {
-            let mut known = round.contributions.iter();
-            round.round == contribution.round
-                && known.any(|c| c.client == *client && c.update == contribution.update)
-        });
-        if counted {
-            return Ok(Admission::AlreadyHere);
+        if report.history.iter().any(|round| round.counts(client, contribution.update)) {
+            let aggregation = self.plan(run)?.aggregation;
+            return Ok(Admitted { admission: Admission::AlreadyHere, aggregation });
         }
         let how = report.reason.unwrap_or_else(|| report.status.as_str().to_owned());
         Err(Rejection::Ended(how).into())
@@ -466,7 +517,11 @@ impl Driver {
 
     fn report(&self, run: &RunId) -> Result<RunReport, DriverError> {
         if let Some(run) = self.runs.get(run) {
-            return Ok(run.report());
+            let mut report = run.report();
+            for client in &mut report.clients {
+                client.connected = Some(self.presence.is_connected(&client.client));
+            }
+            return Ok(report);
         }
         self.store
             .report(run)
@@ -495,10 +550,19 @@ fn log(run: &RunId, event: &Event) {
         Event::Withdrew { client, round, reason } => {
             warn!(%run, %client, round, reason, "client withdrew");
         }
+        Event::Refused { client, round, reason } => {
+            warn!(%run, %client, round, reason, "update refused");
+        }
         Event::Aggregated { round, model, .. } => {
             info!(%run, round, model = model.short(), "model published");
         }
-        Event::Ordered { .. } => info!(%run, "order taken"),
+        Event::Ordered { command: Command::Abort { .. } } => info!(%run, "order to abort taken"),
+        Event::Ordered { command: Command::Exclude { client, reason } } => {
+            warn!(%run, %client, reason, "client excluded");
+        }
+        Event::Ordered { command: Command::Readmit { client } } => {
+            info!(%run, %client, "client readmitted");
+        }
         Event::Tick => info!(%run, "deadline passed"),
     }
 }

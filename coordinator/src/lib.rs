@@ -12,6 +12,7 @@ mod aggregate;
 pub mod commands;
 mod config;
 mod driver;
+mod presence;
 mod server;
 mod service;
 mod store;

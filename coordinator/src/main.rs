@@ -50,7 +50,7 @@ enum Command {
     /// Certificates of the federation's members.
     #[command(subcommand)]
     Certs(CertsCommand),
-    /// Launch, list, show, watch and abort runs.
+    /// Launch, list, show, watch, govern and abort runs.
     #[command(subcommand)]
     Run(RunCommand),
     /// Hand over models.
@@ -116,6 +116,23 @@ enum RunCommand {
         #[arg(long, default_value = "")]
         reason: String,
     },
+    /// Go on without a client: what it contributed to the open round does not count.
+    Exclude {
+        /// As printed by `run start`.
+        run: RunId,
+        /// COUNTRY/institution.
+        client: ClientId,
+        /// Why; it stands in the record, and the client is told.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Take back a client that was excluded; it is asked again in the next round.
+    Readmit {
+        /// As printed by `run start`.
+        run: RunId,
+        /// COUNTRY/institution.
+        client: ClientId,
+    },
 }
 
 #[derive(Subcommand)]
@@ -162,6 +179,10 @@ fn main() -> ExitCode {
             RunCommand::Show { run, json } => commands::run::show(&home, &run, json),
             RunCommand::Watch { run, json } => commands::run::watch(&home, &run, json),
             RunCommand::Abort { run, reason } => commands::run::abort(&home, &run, reason),
+            RunCommand::Exclude { run, client, reason } => {
+                commands::run::exclude(&home, &run, &client, reason)
+            }
+            RunCommand::Readmit { run, client } => commands::run::readmit(&home, &run, &client),
         },
         Command::Model(ModelCommand::Export { run, round, out, json }) => {
             commands::model::export(&home, &run, round, &out, json)

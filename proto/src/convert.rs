@@ -50,7 +50,11 @@ pub fn run_id(text: &str) -> Result<RunId, WireError> {
     text.parse().map_err(|e| field("run_id", e))
 }
 
-fn client(text: &str) -> Result<ClientId, WireError> {
+/// A client's id.
+///
+/// # Errors
+/// [`WireError::Field`] if the text is not one.
+pub fn client(text: &str) -> Result<ClientId, WireError> {
     text.parse().map_err(|e| field("client", e))
 }
 
@@ -118,14 +122,19 @@ impl From<RunReport> for v1::RunReport {
 
 fn client_to_wire(report: ClientReport) -> v1::ClientReport {
     let standing = match report.standing {
-        ClientStanding::Absent => v1::ClientStanding::Absent,
-        ClientStanding::Present => v1::ClientStanding::Present,
+        ClientStanding::Registered => v1::ClientStanding::Registered,
+        ClientStanding::Configured => v1::ClientStanding::Configured,
+        ClientStanding::Training => v1::ClientStanding::Training,
+        ClientStanding::Contributed => v1::ClientStanding::Contributed,
+        ClientStanding::Late => v1::ClientStanding::Late,
         ClientStanding::Declined => v1::ClientStanding::Declined,
+        ClientStanding::Excluded => v1::ClientStanding::Excluded,
     };
     v1::ClientReport {
         client: report.client.to_string(),
         standing: standing.into(),
         note: report.note,
+        connected: report.connected,
     }
 }
 
@@ -148,6 +157,7 @@ fn round_to_wire(report: RoundReport) -> v1::RoundReport {
                 n_correct: c.n_correct,
                 at_ms: c.at.0,
                 loss_sum: c.loss_sum,
+                staleness: c.staleness,
             })
             .collect(),
         missing: report
@@ -199,14 +209,23 @@ impl TryFrom<v1::RunReport> for RunReport {
 
 fn client_from_wire(wire: v1::ClientReport) -> Result<ClientReport, WireError> {
     let standing = match wire.standing() {
-        v1::ClientStanding::Absent => ClientStanding::Absent,
-        v1::ClientStanding::Present => ClientStanding::Present,
+        v1::ClientStanding::Registered => ClientStanding::Registered,
+        v1::ClientStanding::Configured => ClientStanding::Configured,
+        v1::ClientStanding::Training => ClientStanding::Training,
+        v1::ClientStanding::Contributed => ClientStanding::Contributed,
+        v1::ClientStanding::Late => ClientStanding::Late,
         v1::ClientStanding::Declined => ClientStanding::Declined,
+        v1::ClientStanding::Excluded => ClientStanding::Excluded,
         v1::ClientStanding::Unspecified => {
             return Err(field("standing", format!("{} is unknown", wire.standing)));
         }
     };
-    Ok(ClientReport { client: client(&wire.client)?, standing, note: wire.note })
+    Ok(ClientReport {
+        client: client(&wire.client)?,
+        standing,
+        note: wire.note,
+        connected: wire.connected,
+    })
 }
 
 fn round_from_wire(wire: v1::RoundReport) -> Result<RoundReport, WireError> {
@@ -219,6 +238,7 @@ fn round_from_wire(wire: v1::RoundReport) -> Result<RoundReport, WireError> {
             n_correct: c.n_correct,
             loss_sum: c.loss_sum,
             at: Time(c.at_ms),
+            staleness: c.staleness,
         })
     };
     Ok(RoundReport {
@@ -267,6 +287,7 @@ mod tests {
                 client: id.clone(),
                 standing: ClientStanding::Declined,
                 note: Some("no".into()),
+                connected: Some(true),
             }],
             history: vec![RoundReport {
                 round: 1,
@@ -283,6 +304,7 @@ mod tests {
                     n_correct: Some(-3),
                     loss_sum: Some(-77),
                     at: Time(4),
+                    staleness: 2,
                 }],
                 missing: vec![(id, "late".into())],
             }],

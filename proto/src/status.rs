@@ -8,16 +8,19 @@ use tonic::Status;
 pub fn status_of_rejection(rejection: &Rejection) -> Status {
     let message = rejection.to_string();
     match rejection {
-        Rejection::NotInPlan(_) | Rejection::NotInvited { .. } => {
+        Rejection::NotInPlan(_) | Rejection::NotInvited { .. } | Rejection::Excluded { .. } => {
             Status::permission_denied(message)
         }
         Rejection::Ended(_)
         | Rejection::RoundNotOpen { .. }
         | Rejection::OlderRound { .. }
+        | Rejection::Refused { .. }
         | Rejection::OutOfPlace(_) => Status::failed_precondition(message),
-        Rejection::OtherPlan { .. } | Rejection::OtherBase { .. } | Rejection::WrongSize { .. } => {
-            Status::invalid_argument(message)
-        }
+        Rejection::OtherPlan { .. }
+        | Rejection::OtherBase { .. }
+        | Rejection::WrongSize { .. }
+        | Rejection::Copied
+        | Rejection::NormPassed { .. } => Status::invalid_argument(message),
         Rejection::AlreadyContributed(_) => Status::already_exists(message),
     }
 }

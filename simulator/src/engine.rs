@@ -6,6 +6,7 @@
 //! clock jumps to the run's own deadline.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use comity_burn_models::{
@@ -14,8 +15,8 @@ use comity_burn_models::{
 use comity_datasets::Dataset;
 use comity_federation::{
     Accumulator, Aggregation, ClientId, Effect, Event, Fold, ModelDigest, Outcome, Parameters,
-    Participant, ParticipantEffect, ParticipantEvent, Plan, Policy, Run, RunId, RunReport, Task,
-    Time, Update, UpdateDigest,
+    Participant, ParticipantEffect, ParticipantEvent, Plan, Policy, Rejection, Run, RunId, RunReport,
+    SquareSum, Task, Time, Update, UpdateDigest,
 };
 use comity_privacy::{
     Charge, Ledger, LedgerEntry, Limit, Mechanism, PrivacyPlan, ReservationKey, Statement,
@@ -146,7 +147,9 @@ struct Engine<'a> {
     messages: VecDeque<(Time, Message)>,
     /// Clients that have a round to train, in the order of their invitations.
     due: Vec<(ClientId, Task)>,
-    model: Parameters,
+    model: Arc<Parameters>,
+    /// The models from which somebody may still train.
+    bases: BTreeMap<ModelDigest, Arc<Parameters>>,
     updates: BTreeMap<UpdateDigest, Vec<u8>>,
     rounds: Vec<RoundScore>,
     round_started: Instant,
@@ -200,7 +203,8 @@ impl<'a> Engine<'a> {
             now,
             messages: VecDeque::new(),
             due: Vec::new(),
-            model,
+            model: Arc::new(model),
+            bases: BTreeMap::new(),
             updates: BTreeMap::new(),
             rounds: Vec::new(),
             round_started: Instant::now(),
@@ -241,7 +245,7 @@ impl<'a> Engine<'a> {
                 let (at, message) = self.messages.pop_front().expect("it was seen");
                 self.now = at;
                 match message {
-                    Message::ToCoordinator(event) => self.step_run(event, observe),
+                    Message::ToCoordinator(event) => self.receive(event, observe),
                     Message::ToClient(client, event) => self.step_client(&client, event),
                 }
             }
@@ -282,19 +286,52 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
+    /// What a client says; like the deployed service, the coordinator answers a refusal and goes on.
+    fn receive(
+        &mut self,
+        event: Event,
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), SimulationError> {
+        let Event::Submitted { client, contribution } = &event else {
+            return match self.run.step(event, self.now) {
+                Ok(effects) => self.perform(effects, observe),
+                Err(_) => Ok(()),
+            };
+        };
+        let (client, round) = (client.clone(), contribution.round);
+        let refusal = self.run.admit(&client, contribution).err().or_else(|| {
+            let settings = &self.simulation.plan.aggregation;
+            let mut squares = SquareSum::default();
+            if settings.update_norm_max_l2.is_some() && round > 0 {
+                squares.add(&self.updates[&contribution.update]);
+            }
+            settings.check_norm(squares.norm()).err()
+        });
+        self.send(Message::ToClient(client.clone(), ParticipantEvent::Settled { round }));
+        match refusal {
+            None => self.step_run(event, observe),
+            Some(refusal @ (Rejection::Copied | Rejection::NormPassed { .. })) => {
+                let reason = refusal.to_string();
+                self.step_run(Event::Refused { client, round, reason }, observe)
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
     fn step_run(
         &mut self,
         event: Event,
         observe: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), SimulationError> {
-        let settled = match &event {
-            Event::Submitted { client, contribution } => Some((client.clone(), contribution.round)),
-            _ => None,
-        };
         let effects = self.run.step(event, self.now)?;
-        if let Some((client, round)) = settled {
-            self.send(Message::ToClient(client, ParticipantEvent::Settled { round }));
-        }
+        self.perform(effects, observe)
+    }
+
+    fn perform(
+        &mut self,
+        effects: Vec<Effect>,
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), SimulationError> {
         for effect in effects {
             match effect {
                 Effect::Record => {}
@@ -307,6 +344,7 @@ impl<'a> Engine<'a> {
                 }
                 Effect::Invite { round, cohort, model, closes } => {
                     self.round_started = Instant::now();
+                    self.bases.insert(model, Arc::clone(&self.model));
                     for client in cohort {
                         let task = Task {
                             run: self.run.id().clone(),
@@ -344,7 +382,8 @@ impl<'a> Engine<'a> {
     fn train(&mut self, observe: &mut dyn FnMut(Progress<'_>)) -> Result<(), SimulationError> {
         for (id, task) in std::mem::take(&mut self.due) {
             let client = self.clients.get_mut(&id).expect("only named clients are addressed");
-            let event = match client.train(&id, &task, self.simulation, &self.model, observe) {
+            let base = Arc::clone(&self.bases[&task.model]);
+            let event = match client.train(&id, &task, self.simulation, &base, observe) {
                 Ok(update) => {
                     let contribution = update.contribution();
                     self.updates.insert(contribution.update, update.delta_bytes());
@@ -378,14 +417,14 @@ impl<'a> Engine<'a> {
         let model = if let Some(trusted) = &mut self.trusted {
             let (next, digest) =
                 trusted.step(&plan.aggregation, &self.model, n_trainable, &deltas)?;
-            self.model = next;
+            self.model = Arc::new(next);
             digest
         } else {
             let weights = updates.iter().map(|(_, weight)| *weight).collect();
-            self.model = next_model(&plan.aggregation, &self.model, weights, &mut deltas);
+            let next = next_model(&plan.aggregation, &self.model, weights, &mut deltas);
+            self.model = Arc::new(next);
             self.model.digest()
         };
-        self.updates.clear();
         let evaluation = evaluate(
             &plan.model,
             &self.model,
@@ -424,7 +463,28 @@ impl<'a> Engine<'a> {
         };
         observe(Progress::Round(&score));
         self.rounds.push(score);
-        self.step_run(Event::Aggregated { round, model, statistics: None }, observe)
+        self.step_run(Event::Aggregated { round, model, statistics: None }, observe)?;
+        self.forget();
+        Ok(())
+    }
+
+    /// Drops the models and updates that nobody needs any more.
+    fn forget(&mut self) {
+        let (mut models, mut updates) = self.run.blobs_needed();
+        models.extend(self.due.iter().map(|(_, task)| task.model));
+        for (_, message) in &self.messages {
+            match message {
+                Message::ToCoordinator(Event::Submitted { contribution, .. }) => {
+                    updates.insert(contribution.update);
+                }
+                Message::ToClient(_, ParticipantEvent::Assigned { task }) => {
+                    models.insert(task.model);
+                }
+                _ => {}
+            }
+        }
+        self.bases.retain(|model, _| models.contains(model));
+        self.updates.retain(|update, _| updates.contains(update));
     }
 
     /// Rooms 9 and 10 of round 0: the sums of the statistics, and the first model with what they say.
@@ -439,15 +499,16 @@ impl<'a> Engine<'a> {
         for (digest, weight) in updates {
             sum.add(&self.updates[digest], *weight);
         }
-        self.updates.clear();
         let sums = sum.into_sum();
         if let Some((start, values)) = plan.standardisation(&sums)? {
             let mut model = self.model.values().to_vec();
             model[start..start + values.len()].copy_from_slice(&values);
-            self.model = Parameters::new(model);
+            self.model = Arc::new(Parameters::new(model));
         }
         let model = self.model.digest();
-        self.step_run(Event::Aggregated { round: 0, model, statistics: Some(sums) }, observe)
+        self.step_run(Event::Aggregated { round: 0, model, statistics: Some(sums) }, observe)?;
+        self.forget();
+        Ok(())
     }
 
     fn send(&mut self, message: Message) {
@@ -459,7 +520,7 @@ impl<'a> Engine<'a> {
         SimulationResult {
             report: self.run.report(),
             rounds: self.rounds,
-            model: self.model,
+            model: Arc::unwrap_or_clone(self.model),
             institutions: self.trusted.map(|trusted| trusted.statement(self.simulation.noise)),
             ledgers: self.clients.into_iter().map(|(id, client)| (id, client.ledger)).collect(),
         }

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use comity_federation::{
     ClientId, Command, Contribution, Effect, Event, ModelDigest, Participant, ParticipantEffect,
-    ParticipantEvent, Plan, Run, RunId, Task, Time, UpdateDigest,
+    ParticipantEvent, Plan, Run, RunId, Strategy, Task, Time, UpdateDigest,
 };
 
 use crate::draws::Draws;
@@ -52,6 +52,10 @@ enum Operation {
     CrashAfterRecord,
     /// A client dies and comes back from its records.
     CrashClient(u64),
+    /// The operator goes on without a client.
+    Exclude(u64),
+    /// The operator takes a client back.
+    Readmit(u64),
     /// The operator ends the run.
     Abort,
 }
@@ -93,7 +97,21 @@ struct World {
     told: BTreeSet<(u32, usize)>,
 }
 
-fn plan(n_clients: usize, min_clients: u64, rounds: u64) -> Plan {
+fn plan(n_clients: usize, min_clients: u64, rounds: u64, governance: u64) -> Plan {
+    let n_wanted = min_clients.max(n_clients as u64 / 2);
+    let (cohort, strategy) = match governance {
+        0 => ("late = { carry = { rounds_max = 2 } }".to_owned(), "\"fedavg\"".to_owned()),
+        1 => {
+            let buffer = format!("{{ fedbuff = {{ buffer = {n_wanted}, staleness_max = 2 }} }}");
+            (String::new(), buffer)
+        }
+        2 => (format!("sample = {{ clients = {n_wanted} }}"), "\"fedavg\"".to_owned()),
+        3 => {
+            let late = "late = { carry = { rounds_max = 1 } }\nmin_weight_share = 0.3";
+            (format!("sample = {{ clients = {n_wanted} }}\n{late}"), "\"fedavg\"".to_owned())
+        }
+        _ => (String::new(), "\"fedavg\"".to_owned()),
+    };
     let clients: String = (0..n_clients)
         .map(|i| format!("{{ id = \"{}\", records = {} }},", client_id(i), 10 * (i + 1)))
         .collect();
@@ -105,8 +123,8 @@ fn plan(n_clients: usize, min_clients: u64, rounds: u64) -> Plan {
          local_epochs = 1\nmicrobatch = 4\n[privacy]\nmode = \"none\"\n\
          [cohort]\nmin_clients = {min_clients}\nmin_countries = 1\n\
          gathering_deadline = \"20s\"\nround_deadline = \"20s\"\nweights = \"declared\"\n\
-         clients = [{clients}]\n\
-         [aggregation]\nstrategy = \"fedavg\"\nserver_learning_rate = 1.0\nfixed_point_bits = 20\n"
+         {cohort}\nclients = [{clients}]\n\
+         [aggregation]\nstrategy = {strategy}\nserver_learning_rate = 1.0\nfixed_point_bits = 20\n"
     );
     Plan::from_toml(&text).expect("a valid plan")
 }
@@ -141,7 +159,8 @@ fn run_id() -> RunId {
 impl World {
     fn new(draws: &mut Draws) -> Self {
         let n_clients = draws.between(2, 5) as usize;
-        let plan = plan(n_clients, draws.between(1, n_clients as u64), draws.between(1, 4));
+        let (min_clients, rounds) = (draws.between(1, n_clients as u64), draws.between(1, 4));
+        let plan = plan(n_clients, min_clients, rounds, draws.between(0, 7));
         let clients = (0..n_clients)
             .map(|i| Client {
                 id: client_id(i),
@@ -212,11 +231,7 @@ impl World {
     }
 
     fn assign(&mut self, index: usize) {
-        if let Some(Effect::Invite { round, cohort, model, closes }) = self.run.pending()
-            && cohort.contains(&self.clients[index].id)
-        {
-            let plan = self.plan.digest();
-            let task = Task { run: run_id(), round, plan, model, closes };
+        if let Some(task) = self.run.task(&self.clients[index].id) {
             self.bag.push(Message::Assign { client: index, task });
         }
     }
@@ -337,9 +352,10 @@ impl World {
         if self.recorded.len() > n_recorded {
             for (update, weight) in updates {
                 let (at, client) = owner(&update);
-                assert_eq!(at, round, "an update of another round was folded");
-                let earlier = self.counted.insert((round, client), weight);
-                assert_eq!(earlier, None, "client {client} was counted twice in round {round}");
+                let fits = at <= round && round - at <= self.plan.staleness_max();
+                assert!(fits, "an update of round {at} was folded in round {round}");
+                let earlier = self.counted.insert((at, client), weight);
+                assert_eq!(earlier, None, "client {client}'s round {at} was counted twice");
             }
         }
     }
@@ -396,6 +412,15 @@ impl World {
                 }
                 client.training = None;
             }
+            Operation::Exclude(k) => {
+                let client = self.clients[(k % n) as usize].id.clone();
+                let command = Command::Exclude { client, reason: "not ours".to_owned() };
+                let _ = self.step(Event::Ordered { command });
+            }
+            Operation::Readmit(k) => {
+                let client = self.clients[(k % n) as usize].id.clone();
+                let _ = self.step(Event::Ordered { command: Command::Readmit { client } });
+            }
             Operation::Abort => {
                 let command = Command::Abort { reason: "enough".to_owned() };
                 let _ = self.step(Event::Ordered { command });
@@ -431,29 +456,36 @@ impl World {
 
     fn judge(&self) {
         let report = self.run.report();
+        let ages = matches!(self.plan.aggregation.strategy, Strategy::Fedbuff { .. });
         let mut in_records = BTreeMap::new();
+        let mut excluded = BTreeSet::new();
         for round in &report.history {
             for contribution in &round.contributions {
                 let index = self.index(&contribution.client);
-                assert_eq!(owner(&contribution.update), (round.round, index));
+                let trained = round.round - contribution.staleness;
+                assert_eq!(owner(&contribution.update), (trained, index));
                 let named = self.plan.client(&contribution.client).expect("named");
                 assert_eq!(contribution.weight, self.plan.weight(named));
-                let earlier = in_records.insert((round.round, index), contribution.weight);
+                let weight = (contribution.weight, round.model.is_some());
+                let earlier = in_records.insert((trained, index), weight);
                 assert_eq!(earlier, None, "twice in the record");
-                assert!(self.clients[index].released.contains(&round.round), "from nowhere");
+                assert!(self.clients[index].released.contains(&trained), "from nowhere");
             }
+            let out = round.missing.iter().filter(|(_, why)| why.starts_with("excluded"));
+            excluded.extend(out.map(|(client, _)| self.index(client)));
         }
         for (key, weight) in &self.counted {
-            assert_eq!(in_records.get(key), Some(weight), "{key:?} counted against the record");
+            let (declared, folded) = in_records[key];
+            // FedBuff's weights sink with age.
+            assert!(folded && (ages || declared == *weight), "{key:?} counted against the record");
         }
-        for (key, weight) in &in_records {
-            let folded = report.history.iter().any(|r| r.round == key.0 && r.model.is_some());
-            if folded {
-                assert_eq!(self.counted.get(key), Some(weight), "{key:?} recorded and lost");
-            }
+        for (key, (_, folded)) in &in_records {
+            let counted = self.counted.contains_key(key);
+            assert!(!folded || counted, "{key:?} recorded and lost");
         }
         for key in &self.told {
-            assert!(in_records.contains_key(key), "{key:?} was told and is lost");
+            let known = in_records.contains_key(key) || excluded.contains(&key.1);
+            assert!(known, "{key:?} was told and is lost");
         }
     }
 }
@@ -483,6 +515,8 @@ fn list(draws: &mut Draws) -> Vec<Operation> {
                 37 => Operation::CrashAfterRecord,
                 38 => Operation::CrashClient(k),
                 _ if k.is_multiple_of(40) => Operation::Abort,
+                _ if k.is_multiple_of(7) => Operation::Exclude(k / 7),
+                _ if k.is_multiple_of(5) => Operation::Readmit(k / 5),
                 _ => Operation::Deliver(k),
             }
         })

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{LineStyle, Table};
-use comity_federation::{Plan, PlanDigest, RunId, RunReport, RunStatus};
+use comity_federation::{ClientId, Plan, PlanDigest, RunId, RunReport, RunStatus};
 use comity_privacy::LossRequest;
 use comity_proto::v1;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -156,7 +156,12 @@ fn print(report: &RunReport) {
     println!("model   {}", report.model);
     for client in &report.clients {
         let note = client.note.as_deref().map(|n| format!(": {n}")).unwrap_or_default();
-        println!("client  {} {}{note}", client.client, client.standing.as_str());
+        let connected = match client.connected {
+            Some(true) => ", connected",
+            Some(false) => ", not connected",
+            None => "",
+        };
+        println!("client  {} {}{connected}{note}", client.client, client.standing.as_str());
     }
     for estimate in report.statistics.iter().flatten() {
         println!("asked   {estimate}");
@@ -179,8 +184,14 @@ fn print(report: &RunReport) {
         .map(|c| (&c.client, c.weight))
         .collect();
     for round in &report.history {
-        let contributed: Vec<String> =
-            round.contributions.iter().map(|c| format!("{} ({})", c.client, c.bytes)).collect();
+        let contributed: Vec<String> = round
+            .contributions
+            .iter()
+            .map(|c| match c.staleness {
+                0 => format!("{} ({})", c.client, c.bytes),
+                n => format!("{} ({}), of round {}", c.client, c.bytes, round.round - n),
+            })
+            .collect();
         let accuracy: Vec<String> = round
             .contributions
             .iter()
@@ -231,5 +242,29 @@ pub fn abort(home: &Home, run: &RunId, reason: String) -> anyhow::Result<()> {
         Ok(())
     })?;
     eprintln!("run {run} aborted");
+    Ok(())
+}
+
+/// Goes on without `client`.
+pub fn exclude(home: &Home, run: &RunId, client: &ClientId, reason: String) -> anyhow::Result<()> {
+    block_on(async {
+        let (run_id, client) = (run.to_string(), client.to_string());
+        let request = v1::ExcludeClientRequest { run_id, client, reason };
+        open(home).await?.exclude_client(request).await.map_err(refused)?;
+        Ok(())
+    })?;
+    eprintln!("run {run} goes on without {client}; `run readmit {run} {client}` takes it back");
+    Ok(())
+}
+
+/// Takes back a client that was excluded.
+pub fn readmit(home: &Home, run: &RunId, client: &ClientId) -> anyhow::Result<()> {
+    block_on(async {
+        let (run_id, client) = (run.to_string(), client.to_string());
+        let request = v1::ReadmitClientRequest { run_id, client };
+        open(home).await?.readmit_client(request).await.map_err(refused)?;
+        Ok(())
+    })?;
+    eprintln!("{client} is asked again in the next round of {run}");
     Ok(())
 }

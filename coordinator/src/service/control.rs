@@ -3,7 +3,7 @@
 use std::pin::Pin;
 
 use comity_federation::{Command, Event, Plan};
-use comity_proto::convert::run_id;
+use comity_proto::convert::{client, run_id};
 use comity_proto::limits::PLAN_BYTES_MAX;
 use comity_proto::v1::control_server::Control;
 use comity_proto::v1::{self, export_part::Part};
@@ -108,6 +108,34 @@ impl Control for ControlService {
         let event = Event::Ordered { command: Command::Abort { reason } };
         self.driver.step(run, event).await.map_err(status)?;
         Ok(Response::new(v1::AbortRunReply {}))
+    }
+
+    async fn exclude_client(
+        &self,
+        request: Request<v1::ExcludeClientRequest>,
+    ) -> Reply<v1::ExcludeClientReply> {
+        let operator = identity::operator(&request)?;
+        let request = request.into_inner();
+        let reason = match request.reason.trim() {
+            "" => return Err(Status::invalid_argument("an exclusion needs a reason")),
+            reason => format!("{reason} (operator {operator})"),
+        };
+        let command = Command::Exclude { client: client(&request.client)?, reason };
+        let event = Event::Ordered { command };
+        self.driver.step(run_id(&request.run_id)?, event).await.map_err(status)?;
+        Ok(Response::new(v1::ExcludeClientReply {}))
+    }
+
+    async fn readmit_client(
+        &self,
+        request: Request<v1::ReadmitClientRequest>,
+    ) -> Reply<v1::ReadmitClientReply> {
+        identity::operator(&request)?;
+        let request = request.into_inner();
+        let event =
+            Event::Ordered { command: Command::Readmit { client: client(&request.client)? } };
+        self.driver.step(run_id(&request.run_id)?, event).await.map_err(status)?;
+        Ok(Response::new(v1::ReadmitClientReply {}))
     }
 
     type ExportModelStream = Sending<v1::ExportPart>;

@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use comity_certs::Clock;
-use comity_federation::{Admission, Contribution, Event, ModelDigest, RunId};
+use comity_federation::{
+    Admission, Aggregation, ClientId, Contribution, Event, ModelDigest, RunId, Task,
+};
 use comity_proto::chunk::{CHUNK_BYTES, Reassembly};
 use comity_proto::convert::{digest, run_id};
 use comity_proto::limits::PROGRESS_TIMEOUT;
+use comity_proto::status_of_rejection;
 use comity_proto::v1::federation_server::Federation;
 use comity_proto::v1::{self, assignment::What, update_part::Part};
 use tokio::sync::mpsc;
@@ -20,6 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
 use super::{identity, status};
+use crate::aggregate;
 use crate::driver::{Assignment, DriverHandle};
 
 /// Most runs that a client may name when it begins to follow.
@@ -72,7 +76,9 @@ impl Federation for FederationService {
         let mut open = open.iter().map(|id| run_id(id)).collect::<Result<BTreeSet<RunId>, _>>()?;
         let driver = self.driver.clone();
         let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
+        let following = driver.presence().follow(client.clone());
         tokio::spawn(async move {
+            let _following = following;
             let mut changes = driver.changes();
             let mut sent = BTreeSet::new();
             loop {
@@ -184,12 +190,12 @@ impl Federation for FederationService {
                 contribution.n_parameters
             )));
         }
-        let admission = self
+        let admitted = self
             .driver
             .admit(run.clone(), client.clone(), contribution.clone())
             .await
             .map_err(status)?;
-        if admission == Admission::AlreadyHere {
+        if admitted.admission == Admission::AlreadyHere {
             return Ok(Response::new(v1::SubmitReply { already_had_it: true }));
         }
         let blobs = Arc::clone(self.driver.blobs());
@@ -208,9 +214,39 @@ impl Federation for FederationService {
         let expected = contribution.update.0;
         blocking(move || open.finish_expecting(expected)).await?;
         debug!(%run, %client, bytes = total, "update stored");
+        self.check_norm(&run, &client, &contribution, admitted.aggregation).await?;
         let event = Event::Submitted { client, contribution };
         let changed = self.driver.step(run, event).await.map_err(status)?;
         Ok(Response::new(v1::SubmitReply { already_had_it: !changed }))
+    }
+}
+
+impl FederationService {
+    /// Looks at a stored update's norm, where the plan bounds it; one that passes the bound is on record.
+    async fn check_norm(
+        &self,
+        run: &RunId,
+        client: &ClientId,
+        contribution: &Contribution,
+        aggregation: Aggregation,
+    ) -> Result<(), Status> {
+        if aggregation.update_norm_max_l2.is_none() || contribution.round == 0 {
+            return Ok(());
+        }
+        let blobs = Arc::clone(self.driver.blobs());
+        let update = contribution.update;
+        let norm = tokio::task::spawn_blocking(move || aggregate::norm_steps(&blobs, update))
+            .await
+            .map_err(|e| Status::internal(e.to_string()))?
+            .map_err(|e| Status::internal(format!("update {update} cannot be read: {e}")))?;
+        let Err(refusal) = aggregation.check_norm(norm) else { return Ok(()) };
+        let (client, round) = (client.clone(), contribution.round);
+        let reason = refusal.to_string();
+        self.driver
+            .step(run.clone(), Event::Refused { client, round, reason })
+            .await
+            .map_err(status)?;
+        Err(status_of_rejection(&refusal))
     }
 }
 
@@ -274,7 +310,7 @@ pub(super) fn stream_blob(
 fn key(assignment: &Assignment) -> (RunId, String) {
     match assignment {
         Assignment::Offer { run, .. } => (run.clone(), format!("{run} offer")),
-        Assignment::Train { run, round, .. } => (run.clone(), format!("{run} train {round}")),
+        Assignment::Train(Task { run, round, .. }) => (run.clone(), format!("{run} train {round}")),
         Assignment::Ended { report } => (report.run.clone(), format!("{} ended", report.run)),
     }
 }
@@ -289,7 +325,7 @@ fn message(assignment: Assignment, driver: &DriverHandle) -> Result<v1::Assignme
                 deadline_ms: closes.map_or(0, |t| t.0),
             }),
         ),
-        Assignment::Train { run, round, plan, model, closes } => {
+        Assignment::Train(Task { run, round, plan, model, closes }) => {
             let model_bytes =
                 driver.blobs().reader(&model.0).map_err(|e| Status::internal(e.to_string()))?.len();
             let train = v1::Train {

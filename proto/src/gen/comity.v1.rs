@@ -962,6 +962,26 @@ pub struct AbortRunRequest {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AbortRunReply {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExcludeClientRequest {
+    #[prost(string, tag = "1")]
+    pub run_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub client: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExcludeClientReply {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadmitClientRequest {
+    #[prost(string, tag = "1")]
+    pub run_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub client: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadmitClientReply {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExportModelRequest {
     #[prost(string, tag = "1")]
     pub run_id: ::prost::alloc::string::String,
@@ -1047,6 +1067,9 @@ pub struct ClientReport {
     pub standing: i32,
     #[prost(string, optional, tag = "3")]
     pub note: ::core::option::Option<::prost::alloc::string::String>,
+    /// Whether a connection of it is open; absent: nobody can tell.
+    #[prost(bool, optional, tag = "4")]
+    pub connected: ::core::option::Option<bool>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RoundReport {
@@ -1083,6 +1106,9 @@ pub struct ContributionReport {
     pub at_ms: u64,
     #[prost(sint64, optional, tag = "7")]
     pub loss_sum: ::core::option::Option<i64>,
+    /// How many rounds older the round is for which it was trained.
+    #[prost(uint32, tag = "8")]
+    pub staleness: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MissingClient {
@@ -1133,9 +1159,15 @@ impl RunStatus {
 #[repr(i32)]
 pub enum ClientStanding {
     Unspecified = 0,
-    Absent = 1,
-    Present = 2,
+    /// Named in the plan, and nothing more.
+    Registered = 1,
+    /// Agreed to the plan, asked for nothing.
+    Configured = 2,
     Declined = 3,
+    Training = 4,
+    Contributed = 5,
+    Late = 6,
+    Excluded = 7,
 }
 impl ClientStanding {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1145,18 +1177,26 @@ impl ClientStanding {
     pub fn as_str_name(&self) -> &'static str {
         match self {
             Self::Unspecified => "CLIENT_STANDING_UNSPECIFIED",
-            Self::Absent => "CLIENT_STANDING_ABSENT",
-            Self::Present => "CLIENT_STANDING_PRESENT",
+            Self::Registered => "CLIENT_STANDING_REGISTERED",
+            Self::Configured => "CLIENT_STANDING_CONFIGURED",
             Self::Declined => "CLIENT_STANDING_DECLINED",
+            Self::Training => "CLIENT_STANDING_TRAINING",
+            Self::Contributed => "CLIENT_STANDING_CONTRIBUTED",
+            Self::Late => "CLIENT_STANDING_LATE",
+            Self::Excluded => "CLIENT_STANDING_EXCLUDED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
     pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
         match value {
             "CLIENT_STANDING_UNSPECIFIED" => Some(Self::Unspecified),
-            "CLIENT_STANDING_ABSENT" => Some(Self::Absent),
-            "CLIENT_STANDING_PRESENT" => Some(Self::Present),
+            "CLIENT_STANDING_REGISTERED" => Some(Self::Registered),
+            "CLIENT_STANDING_CONFIGURED" => Some(Self::Configured),
             "CLIENT_STANDING_DECLINED" => Some(Self::Declined),
+            "CLIENT_STANDING_TRAINING" => Some(Self::Training),
+            "CLIENT_STANDING_CONTRIBUTED" => Some(Self::Contributed),
+            "CLIENT_STANDING_LATE" => Some(Self::Late),
+            "CLIENT_STANDING_EXCLUDED" => Some(Self::Excluded),
             _ => None,
         }
     }
@@ -1349,6 +1389,56 @@ pub mod control_client {
                 .insert(GrpcMethod::new("comity.v1.Control", "AbortRun"));
             self.inner.unary(req, path, codec).await
         }
+        /// Goes on without a client: what it contributed to the open round does not count.
+        pub async fn exclude_client(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExcludeClientRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExcludeClientReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/comity.v1.Control/ExcludeClient",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("comity.v1.Control", "ExcludeClient"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes a client back that was excluded.
+        pub async fn readmit_client(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReadmitClientRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReadmitClientReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/comity.v1.Control/ReadmitClient",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("comity.v1.Control", "ReadmitClient"));
+            self.inner.unary(req, path, codec).await
+        }
         /// One header, then the model's bytes in chunks.
         pub async fn export_model(
             &mut self,
@@ -1416,6 +1506,22 @@ pub mod control_server {
             &self,
             request: tonic::Request<super::AbortRunRequest>,
         ) -> std::result::Result<tonic::Response<super::AbortRunReply>, tonic::Status>;
+        /// Goes on without a client: what it contributed to the open round does not count.
+        async fn exclude_client(
+            &self,
+            request: tonic::Request<super::ExcludeClientRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExcludeClientReply>,
+            tonic::Status,
+        >;
+        /// Takes a client back that was excluded.
+        async fn readmit_client(
+            &self,
+            request: tonic::Request<super::ReadmitClientRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReadmitClientReply>,
+            tonic::Status,
+        >;
         /// Server streaming response type for the ExportModel method.
         type ExportModelStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::ExportPart, tonic::Status>,
@@ -1710,6 +1816,96 @@ pub mod control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AbortRunSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/comity.v1.Control/ExcludeClient" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExcludeClientSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::ExcludeClientRequest>
+                    for ExcludeClientSvc<T> {
+                        type Response = super::ExcludeClientReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExcludeClientRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::exclude_client(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExcludeClientSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/comity.v1.Control/ReadmitClient" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadmitClientSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::ReadmitClientRequest>
+                    for ReadmitClientSvc<T> {
+                        type Response = super::ReadmitClientReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReadmitClientRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::readmit_client(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadmitClientSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

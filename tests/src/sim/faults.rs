@@ -23,12 +23,26 @@ pub(super) enum Fault {
     JumpCoordinator { by_ms: i64 },
 }
 
+/// For whom a round waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiting {
+    /// For everybody who was asked, until the deadline; late updates are rejected.
+    Everybody,
+    /// Late updates count in one of the next two rounds.
+    Carry,
+    /// FedBuff: so many updates close a round.
+    Buffer(usize),
+    /// So many of a sample close a round, and one more is asked.
+    Sample(usize),
+}
+
 /// A federation and its bad luck.
 #[derive(Clone, Debug)]
 pub(super) struct Faults {
     pub(super) n_clients: usize,
     pub(super) rounds: u32,
     pub(super) min_clients: usize,
+    pub(super) waiting: Waiting,
     /// Whether each client's declared number of records weighs it.
     pub(super) weighted: bool,
     /// Largest latency of a message.
@@ -53,6 +67,7 @@ impl Faults {
             n_clients,
             rounds,
             min_clients: n_clients,
+            waiting: Waiting::Everybody,
             weighted: true,
             latency_max_ms: 20,
             training_ms: vec![500; n_clients],
@@ -88,17 +103,33 @@ impl Faults {
             })
             .collect();
         faults.sort_by_key(|(at, _)| *at);
-        Self {
+        let mut drawn = Self {
             n_clients,
             rounds: draws.between(1, 3) as u32,
             min_clients: draws.between(1, n_clients as u64) as usize,
+            waiting: Waiting::Everybody,
             weighted: draws.once_in(2),
             latency_max_ms: draws.between(2, 400),
             training_ms: (0..n_clients).map(|_| draws.between(10, 9_000)).collect(),
             fails_once_in: if draws.once_in(3) { draws.between(2, 6) } else { 0 },
             expires: draws.once_in(5).then(|| (client(&mut draws), draws.between(0, STORM_MS))),
             faults,
+        };
+        let some = |draws: &mut Draws| draws.between(1, n_clients as u64 - 1) as usize;
+        drawn.waiting = match draws.between(0, 7) {
+            0 | 1 => Waiting::Carry,
+            2 | 3 => Waiting::Buffer(some(&mut draws)),
+            4 => Waiting::Sample(some(&mut draws)),
+            _ => Waiting::Everybody,
+        };
+        if let Waiting::Buffer(n) | Waiting::Sample(n) = drawn.waiting {
+            drawn.min_clients = drawn.min_clients.min(n);
         }
+        if matches!(drawn.waiting, Waiting::Carry | Waiting::Buffer(_)) {
+            // Some of them later than a round's deadline.
+            drawn.training_ms.iter_mut().for_each(|ms| *ms *= 3);
+        }
+        drawn
     }
 }
 

@@ -1,8 +1,9 @@
 //! What must hold after a simulation, read from the files that it left.
 //!
-//! Client i contributes in round r a vector whose only coordinate that is not zero, (r, i), is 1. The mean
+//! Client i trains for round r a vector whose only coordinate that is not zero, (r, i), is 1. The mean
 //! of a round is therefore w_i / Σw at (r, i) for those who were counted and 0 for the others: a model whose
-//! coefficient is anything else has lost an update or counted one twice. The round's record must say the
+//! coefficient is anything else has lost an update or counted one twice. Where late updates count, r may be
+//! an earlier round, and FedBuff divides w_i by √(1 + age). The round's record must say the
 //! same, whoever was told "accepted" must be in it, and the whole is folded from the journal by nothing but
 //! `Run::step`.
 
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use comity_federation::{
-    ClientId, Event, ModelDigest, Parameters, Plan, Run, RunId, RunReport, Time,
+    ClientId, Event, ModelDigest, Parameters, Plan, Run, RunId, RunReport, Strategy, Time,
 };
 use comity_journal::BlobStore;
 use serde_json::Value;
@@ -116,21 +117,24 @@ pub(super) fn judge(
         let read = Parameters::from_bytes(&bytes).ok_or("a model is not a list of numbers")?;
         Ok(read.values().to_vec())
     };
+    // The rounds for which an update is on record, whichever round it counts in.
+    let mut recorded: BTreeSet<(&ClientId, u32)> = BTreeSet::new();
+    let ages = matches!(plan.aggregation.strategy, Strategy::Fedbuff { .. });
     for round in &report.history {
-        let mut weights: BTreeMap<&ClientId, u64> = BTreeMap::new();
+        let mut weights: BTreeMap<&ClientId, (u64, u32)> = BTreeMap::new();
         for contribution in &round.contributions {
-            if weights.insert(&contribution.client, contribution.weight).is_some() {
+            let (weight, age) = (contribution.weight, contribution.staleness);
+            if weights.insert(&contribution.client, (weight, age)).is_some() {
                 wrong(format!("round {}: {} twice", round.round, contribution.client));
+            }
+            if age > plan.staleness_max() {
+                wrong(format!("round {}: {} is too old", round.round, contribution.client));
+            }
+            if !recorded.insert((&contribution.client, round.round - age)) {
+                wrong(format!("round {}: {} counted again", round.round, contribution.client));
             }
             if !round.cohort.contains(&contribution.client) {
                 wrong(format!("round {}: {} not invited", round.round, contribution.client));
-            }
-        }
-        for (client, at) in accepted.iter().filter(|(_, at)| *at == round.round) {
-            if !weights.contains_key(&client_id(*client)) {
-                wrong(format!(
-                    "client {client} was told of an update in round {at}, which is lost"
-                ));
             }
         }
         let Some(next) = &round.model else {
@@ -144,20 +148,25 @@ pub(super) fn judge(
                 continue;
             }
         };
-        let total: u64 = weights.values().sum();
+        let counts = |(weight, age): (u64, u32)| match ages {
+            true => weight as f64 / f64::from(1 + age).sqrt(),
+            false => weight as f64,
+        };
+        let total: f64 = weights.values().map(|counted| counts(*counted)).sum();
         let mut expected = vec![0.0; before.len()];
         for index in 0..n_clients {
             let id = client_id(index);
             let named = plan.client(&id).expect("the plan names it");
-            if let Some(weight) = weights.get(&id) {
+            if let Some((weight, age)) = weights.get(&id) {
                 n_counted += 1;
+                let trained = round.round - age;
                 if *weight != plan.weight(named) {
                     wrong(format!("round {}: {id} weighs {weight}", round.round));
                 }
-                if !released.contains_key(&(index, round.round)) {
+                if !released.contains_key(&(index, trained)) {
                     wrong(format!("round {}: {id} counted and never let out", round.round));
                 }
-                expected[coordinate(n_clients, round.round, index)] = *weight as f64 / total as f64;
+                expected[coordinate(n_clients, trained, index)] = counts((*weight, *age)) / total;
             }
         }
         for (at, expected) in expected.iter().enumerate() {
@@ -168,6 +177,11 @@ pub(super) fn judge(
                     round.round
                 ));
             }
+        }
+    }
+    for (client, round) in accepted {
+        if !recorded.contains(&(&client_id(*client), *round)) {
+            wrong(format!("client {client} was told of an update in round {round}, which is lost"));
         }
     }
     for pair in report.history.windows(2) {

@@ -13,7 +13,7 @@ use comity_federation::{ClientId, Plan};
 use tempfile::TempDir;
 use time::OffsetDateTime;
 
-use super::faults::Faults;
+use super::faults::{Faults, Waiting};
 use super::network::PORT;
 
 /// The date at which every simulation starts.
@@ -169,6 +169,19 @@ fn plan_toml(faults: &Faults) -> String {
             records(index)
         );
     }
+    let (cohort, strategy) = match faults.waiting {
+        Waiting::Everybody => (String::new(), "\"fedavg\"".to_owned()),
+        Waiting::Carry => {
+            ("late = { carry = { rounds_max = 2 } }".to_owned(), "\"fedavg\"".to_owned())
+        }
+        Waiting::Buffer(n) => {
+            (String::new(), format!("{{ fedbuff = {{ buffer = {n}, staleness_max = 2 }} }}"))
+        }
+        Waiting::Sample(n) => (
+            format!("sample = {{ clients = {n}, over_selection = 1 }}"),
+            "\"fedavg\"".to_owned(),
+        ),
+    };
     format!(
         r#"
 name = "sim"
@@ -194,10 +207,11 @@ min_countries = 1
 gathering_deadline = "20s"
 round_deadline = "20s"
 weights = "{}"
+{cohort}
 clients = [
 {clients}]
 [aggregation]
-strategy = "fedavg"
+strategy = {strategy}
 server_learning_rate = 1.0
 fixed_point_bits = 20
 "#,
