@@ -339,7 +339,8 @@ impl Node {
             Do::Decline { reason } => settle(run, link.decline(run, &reason).await),
             Do::Withdraw { round, reason } => settle(run, link.withdraw(run, round, &reason).await),
             Do::Train(task) => {
-                let mut waiting = self.training.iter().map(|(current, _)| current).chain(&self.queue);
+                let mut waiting =
+                    self.training.iter().map(|(current, _)| current).chain(&self.queue);
                 if !waiting.any(|known| known.is_same_work(&task)) {
                     self.queue.push_back(task);
                 }

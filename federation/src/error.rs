@@ -104,7 +104,9 @@ pub enum Rejection {
     )]
     Copied,
     /// The update is longer than the plan allows.
-    #[error("the update's L2 norm {norm} passes {norm_max}, the plan's aggregation.update_norm_max_l2")]
+    #[error(
+        "the update's L2 norm {norm} passes {norm_max}, the plan's aggregation.update_norm_max_l2"
+    )]
     NormPassed {
         /// Of the update.
         norm: String,

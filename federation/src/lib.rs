@@ -34,8 +34,8 @@ pub use norm::SquareSum;
 pub use parameters::Parameters;
 pub use participant::{Participant, ParticipantEffect, ParticipantEvent, Task};
 pub use plan::{
-    Aggregation, Analytics, CohortPlan, DataContract, DpMetrics, LatePolicy, NamedClient, Normalise,
-    Optimizer, Plan, PrivacyTerms, Sample, Strategy, Training, WeightRule,
+    Aggregation, Analytics, CohortPlan, DataContract, DpMetrics, LatePolicy, NamedClient,
+    Normalise, Optimizer, Plan, PrivacyTerms, Sample, Strategy, Training, WeightRule,
 };
 pub use policy::{Policy, PolicyRefusal};
 pub use report::{

@@ -727,6 +727,22 @@ fixed_point_bits = 22
     #[test]
     fn every_bad_key_is_refused_by_name() {
         for (from, to, expected) in [
+            ("min_clients = 2", "min_clients = 2\nmin_weight_share = 1.5", "min_weight_share"),
+            ("min_clients = 2", "min_clients = 2\nsample = { clients = 1 }", "sample.clients"),
+            (
+                "min_clients = 2",
+                "min_clients = 2\nsample = { clients = 2, over_selection = 2 }",
+                "over_selection",
+            ),
+            ("min_clients = 2", "min_clients = 2\nlate = \"never\"", "never"),
+            (
+                "min_clients = 2",
+                "min_clients = 2\nlate = { carry = { rounds_max = 0 } }",
+                "rounds_max",
+            ),
+            ("\"fedavg\"", "{ fedbuff = { buffer = 1, staleness_max = 1 } }", "buffer"),
+            ("\"fedavg\"", "{ fedbuff = { buffer = 2, staleness_max = 101 } }", "staleness_max"),
+            ("bits = 22", "bits = 22\nupdate_norm_max_l2 = 0.0", "update_norm_max_l2"),
             ("seed = 1", "seed = 1\nsneed = 2", "sneed"),
             ("rounds = 2", "rounds = 0", "rounds"),
             ("rounds = 2", "rounds = 99999999999999999999", "rounds"),
@@ -803,6 +819,12 @@ fixed_point_bits = 22
     fn a_plan_without_the_new_keys_keeps_the_digest_it_had() {
         let digest = sample().digest().to_string();
         assert_eq!(digest, "46369485a66eaa57d0a2a366aa0ac3a9d35fe3abe8296b05d15d54afe3937747");
+    }
+
+    #[test]
+    fn the_sample_of_a_governed_plan_reads() {
+        let plan = Plan::from_toml(include_str!("../../docs/samples/governed.toml")).unwrap();
+        assert_eq!((plan.staleness_max(), plan.contributions_wanted()), (2, Some(3)));
     }
 
     #[test]

@@ -215,7 +215,10 @@ pub enum Admission {
 enum Answer {
     Contributed(ContributionReport),
     /// Nothing will come, or what came was not accepted; it may think better of the former.
-    Missing { reason: String, is_final: bool },
+    Missing {
+        reason: String,
+        is_final: bool,
+    },
 }
 
 /// What a client was last asked for.

@@ -94,7 +94,10 @@ mod tests {
     fn an_update_three_rounds_old_counts_half() {
         let weights = aged(&[10, 10, 20], &[0, 3, 8]);
         let share = |i: usize| weights[i] as f64 / weights[0] as f64;
-        assert!((share(1) - 0.5).abs() < 1e-6 && (share(2) - 2.0 / 3.0).abs() < 1e-6, "{weights:?}");
+        assert!(
+            (share(1) - 0.5).abs() < 1e-6 && (share(2) - 2.0 / 3.0).abs() < 1e-6,
+            "{weights:?}"
+        );
         assert!(aged(&[1 << 31, 1 << 31], &[0, 0]).iter().sum::<u64>() <= WEIGHT_TOTAL_MAX);
     }
 

@@ -15,8 +15,8 @@ use comity_burn_models::{
 use comity_datasets::Dataset;
 use comity_federation::{
     Accumulator, Aggregation, ClientId, Effect, Event, Fold, ModelDigest, Outcome, Parameters,
-    Participant, ParticipantEffect, ParticipantEvent, Plan, Policy, Rejection, Run, RunId, RunReport,
-    SquareSum, Task, Time, Update, UpdateDigest,
+    Participant, ParticipantEffect, ParticipantEvent, Plan, Policy, Rejection, Run, RunId,
+    RunReport, SquareSum, Task, Time, Update, UpdateDigest,
 };
 use comity_privacy::{
     Charge, Ledger, LedgerEntry, Limit, Mechanism, PrivacyPlan, ReservationKey, Statement,

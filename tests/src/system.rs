@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod crash;
+mod governance;
 mod parity;
 mod privacy;
 mod refusals;

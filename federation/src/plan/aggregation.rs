@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::cohort::{CohortPlan, LatePolicy, STALENESS_MAX, WeightRule};
 use super::{check, positive};
-use crate::strategy::KRUM_UPDATES_MAX;
 #[cfg(doc)]
 use crate::SquareSum;
+use crate::strategy::KRUM_UPDATES_MAX;
 use crate::{FixedPoint, PlanError, Rejection};
 
 /// The server's step.
@@ -87,9 +87,10 @@ impl Aggregation {
     pub fn check_norm(&self, steps: u64) -> Result<(), Rejection> {
         let grid = FixedPoint::new(self.fixed_point_bits).expect("the plan was validated");
         match self.update_norm_max_l2 {
-            Some(norm_max) if steps > grid.norm_steps(norm_max) => {
-                Err(Rejection::NormPassed { norm: grid.norm_l2(steps).to_string(), norm_max: norm_max.to_string() })
-            }
+            Some(norm_max) if steps > grid.norm_steps(norm_max) => Err(Rejection::NormPassed {
+                norm: grid.norm_l2(steps).to_string(),
+                norm_max: norm_max.to_string(),
+            }),
             _ => Ok(()),
         }
     }

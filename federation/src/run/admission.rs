@@ -92,10 +92,16 @@ impl Run {
         if contribution.n_parameters != expected {
             return Err(Rejection::WrongSize { expected, got: contribution.n_parameters });
         }
-        let is_copy = answers.values().any(
+        let mut others = answers.values();
+        let is_copy = others.any(
             |a| matches!(a, Answer::Contributed(other) if other.update == contribution.update),
         );
-        if is_copy { Err(Rejection::Copied) } else { Ok(Admission::Wanted) }
+        // Where institutions are protected nobody is refused for what others sent; and two trainings can
+        // end alike where both change nothing.
+        if is_copy && !self.plan.draws_in_secret() && !is_zero(contribution) {
+            return Err(Rejection::Copied);
+        }
+        Ok(Admission::Wanted)
     }
 
     /// The same update again, after a lost reply, is a success, even when its round is over.
@@ -156,8 +162,19 @@ impl Run {
     /// Whether an update that was trained for `asked` may count in `round`.
     pub(super) fn takes_stale_at(&self, round: u32, asked: u32) -> bool {
         // Statistics are of one round only.
-        asked > 0
-            && round <= self.plan.rounds
-            && asked + self.plan.staleness_max() >= round
+        asked > 0 && round <= self.plan.rounds && asked + self.plan.staleness_max() >= round
     }
+}
+
+/// Whether the delta is nothing but zeros, by its digest.
+fn is_zero(contribution: &Contribution) -> bool {
+    const ZEROS: [u8; 1 << 14] = [0; 1 << 14];
+    let mut hasher = blake3::Hasher::new();
+    let mut left = contribution.delta_bytes();
+    while left > 0 {
+        let n = left.min(ZEROS.len() as u64);
+        hasher.update(&ZEROS[..n as usize]);
+        left -= n;
+    }
+    *hasher.finalize().as_bytes() == contribution.update.0
 }

@@ -341,9 +341,15 @@ fn a_copy_of_another_clients_update_is_refused_and_recorded() {
     }
     assert_eq!(play.run.report().history[0].missing, [(id("VN/c"), reason)]);
     assert_eq!(invited(&play.aggregated()), NAMES);
+    // Two that change nothing are no copies.
+    for name in ["KR/a", "VN/c"] {
+        let zeros = UpdateDigest(*blake3::hash(&[0; 60]).as_bytes());
+        let contribution = Contribution { update: zeros, ..play.contribution(name, 2) };
+        play.step(Event::Submitted { client: id(name), contribution }).unwrap();
+    }
 }
 
-// BAD_INPUTS 42
+// BAD_INPUTS 40, 42
 #[test]
 fn a_norm_at_the_plans_bound_is_accepted_and_one_grid_step_more_is_not() {
     let mut aggregation = plan("", "\"fedavg\"").aggregation;

@@ -117,9 +117,8 @@ impl Run {
         let Phase::Training { answers, .. } = &self.phase else {
             return effects;
         };
-        let contributed = || {
-            answers.iter().filter(|(_, a)| matches!(a, Answer::Contributed(_))).map(|(c, _)| c)
-        };
+        let contributed =
+            || answers.iter().filter(|(_, a)| matches!(a, Answer::Contributed(_))).map(|(c, _)| c);
         let lacking = if self.plan.draws_in_secret() { None } else { self.lacking(contributed()) };
         let wanted = self.plan.contributions_wanted().filter(|_| open > 0);
         let enough = wanted.is_some_and(|n| contributed().count() >= n as usize);
@@ -204,7 +203,10 @@ impl Run {
     }
 
     /// The contributions of the last round with the weights with which they count.
-    pub(super) fn weighted(&self, contributions: &[ContributionReport]) -> Vec<(UpdateDigest, u64)> {
+    pub(super) fn weighted(
+        &self,
+        contributions: &[ContributionReport],
+    ) -> Vec<(UpdateDigest, u64)> {
         let updates = contributions.iter().map(|c| c.update);
         let mut weights: Vec<u64> = contributions.iter().map(|c| c.weight).collect();
         if self.last_round() == 0 {
@@ -224,7 +226,10 @@ impl Run {
     }
 
     /// What `clients` lack for a quorum, in words; `None` if they are enough.
-    pub(super) fn lacking<'a>(&self, clients: impl Iterator<Item = &'a ClientId>) -> Option<String> {
+    pub(super) fn lacking<'a>(
+        &self,
+        clients: impl Iterator<Item = &'a ClientId>,
+    ) -> Option<String> {
         let clients: BTreeSet<&ClientId> = clients.collect();
         let countries: BTreeSet<Country> = clients.iter().map(|c| c.country()).collect();
         let cohort = &self.plan.cohort;

@@ -177,10 +177,9 @@ fn plan_toml(faults: &Faults) -> String {
         Waiting::Buffer(n) => {
             (String::new(), format!("{{ fedbuff = {{ buffer = {n}, staleness_max = 2 }} }}"))
         }
-        Waiting::Sample(n) => (
-            format!("sample = {{ clients = {n}, over_selection = 1 }}"),
-            "\"fedavg\"".to_owned(),
-        ),
+        Waiting::Sample(n) => {
+            (format!("sample = {{ clients = {n}, over_selection = 1 }}"), "\"fedavg\"".to_owned())
+        }
     };
     format!(
         r#"
