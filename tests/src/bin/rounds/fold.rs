@@ -79,6 +79,7 @@ where
         server_learning_rate: 1.0,
         fixed_point_bits: 20,
         country_weight_max: None,
+        update_norm_max_l2: None,
     };
     let weights: Vec<u64> = (0..N_UPDATES as u64).map(|u| 100 * u + 7).collect();
     let mut rates = Vec::new();
