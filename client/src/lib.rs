@@ -14,6 +14,7 @@ mod node;
 mod outside;
 mod store;
 mod trainer;
+mod transfers;
 
 pub use node::Node;
 pub use outside::Outside;

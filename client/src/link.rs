@@ -1,24 +1,26 @@
 //! The node's connection to the coordinator: dials out, says hello, calls, and tells why it was
 //! refused in a sentence that a person can act on.
 
-use std::io::Read as _;
+use std::fmt;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
 use comity_certs::{CertificateSummary, Clock, Role, Seen, check_own, client_config_at, explain};
 use comity_federation::{ClientId, Contribution, ModelDigest, PlanDigest, RunId};
-use comity_journal::BlobStore;
+use comity_journal::{BlobError, BlobStore, BlobWriter};
 use comity_proto::chunk::{CHUNK_BYTES, Reassembly};
 use comity_proto::convert::update_header;
-use comity_proto::limits::{MESSAGE_BYTES_MAX, PROGRESS_TIMEOUT};
-use comity_proto::transport::{ConnectError, Dial, connect_over};
+use comity_proto::limits::{BACKOFF, MESSAGE_BYTES_MAX, PROGRESS_TIMEOUT, QUEUED_CHUNKS_MAX};
+use comity_proto::transport::{ConnectError, Dial, connect_over, fraction};
 use comity_proto::v1::federation_client::FederationClient;
 use comity_proto::v1::{self, update_part::Part};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
+use tracing::{debug, info, warn};
 
 /// The node's own certificate and what it trusts.
 pub(crate) struct Credentials {
@@ -161,75 +163,222 @@ impl Link {
         Ok(())
     }
 
-    /// Fetches the model into `blobs`, unless it is there.
+    /// Fetches the model into `blobs` unless it is there, from where an earlier attempt stopped.
+    ///
+    /// `turn` is held while the staged part is written: by one attempt at a time.
     pub(crate) async fn fetch_model(
         &mut self,
         run: &RunId,
         model: ModelDigest,
         bytes: u64,
-        blobs: &BlobStore,
+        blobs: &Arc<BlobStore>,
+        turn: &Arc<Mutex<()>>,
     ) -> Result<(), CallError> {
-        if blobs.contains(&model.0) {
-            return Ok(());
+        let mut n_wrong = 0;
+        loop {
+            let guard = Arc::clone(turn).lock_owned().await;
+            let store = Arc::clone(blobs);
+            let Some(writer) = disk(move || begin(&store, model, bytes)).await? else {
+                return Ok(());
+            };
+            let Staged { writer, guard: _guard } =
+                self.receive(run, model, bytes, writer, guard).await?;
+            match disk(move || Ok(writer.finish_expecting(model.0))).await? {
+                Ok(()) => return Ok(()),
+                // Nothing of it stays, so the second attempt is from the first byte on.
+                Err(error @ BlobError::DigestMismatch { .. }) if n_wrong == 0 => {
+                    n_wrong += 1;
+                    warn!(%run, %error, "model fetched again");
+                }
+                Err(error @ BlobError::DigestMismatch { .. }) => {
+                    return Err(CallError::Refused(Status::data_loss(format!(
+                        "the coordinator's model is not the one it announces: {error}"
+                    ))));
+                }
+                Err(error) => return Err(lost(&error)),
+            }
         }
-        let lost = |e: &dyn std::fmt::Display| CallError::Lost(e.to_string());
+    }
+
+    /// Takes the chunks that `writer` lacks; what has arrived stays staged if this is given up.
+    async fn receive(
+        &mut self,
+        run: &RunId,
+        model: ModelDigest,
+        bytes: u64,
+        writer: BlobWriter,
+        guard: OwnedMutexGuard<()>,
+    ) -> Result<Staged, CallError> {
+        let offset = writer.len();
+        if offset > 0 {
+            info!(%run, offset, "model resumed");
+        }
         let request = v1::FetchModelRequest {
             run_id: run.to_string(),
             digest: model.0.to_vec().into(),
-            offset: 0,
+            offset,
         };
         let mut chunks = self.client.fetch_model(request).await?.into_inner();
-        let mut writer = blobs.writer().map_err(|e| lost(&e))?;
-        let mut reassembly = Reassembly::new(bytes);
-        loop {
-            let next = tokio::time::timeout(PROGRESS_TIMEOUT, chunks.message()).await;
-            let Some(chunk) = next.map_err(|_| lost(&"the model's transfer stands still"))?? else {
-                break;
-            };
-            reassembly.accept(&chunk).map_err(|e| lost(&e))?;
-            writer.write(&chunk.data).map_err(|e| lost(&e))?;
+        let mut reassembly = Reassembly::new(offset, bytes);
+        let (sender, arriving) = mpsc::channel(QUEUED_CHUNKS_MAX);
+        let stored = tokio::spawn(store(Staged { writer, guard }, arriving));
+        let received = async {
+            loop {
+                let next = tokio::time::timeout(PROGRESS_TIMEOUT, chunks.message()).await;
+                let Some(chunk) =
+                    next.map_err(|_| lost(&"the model's transfer stands still"))??
+                else {
+                    return reassembly.finish().map_err(|e| lost(&e));
+                };
+                reassembly.accept(&chunk).map_err(|e| lost(&e))?;
+                if sender.send(chunk).await.is_err() {
+                    // The disk failed, as is told below.
+                    return Ok(());
+                }
+            }
         }
-        reassembly.finish().map_err(|e| lost(&e))?;
-        writer.finish_expecting(model.0).map_err(|e| lost(&e))
+        .await;
+        drop(sender);
+        let staged = stored.await.map_err(|e| lost(&e))??;
+        received.map(|()| staged)
     }
 
-    /// Sends the stored update; returns whether the coordinator had it already.
+    /// Sends the stored update, from where the coordinator's part of it ends; a coordinator that has no
+    /// place for it is asked again.
     pub(crate) async fn submit(
         &mut self,
         run: &RunId,
         contribution: &Contribution,
         blobs: &BlobStore,
-    ) -> Result<bool, CallError> {
-        let mut reader = blobs
-            .reader(&contribution.update.0)
-            .map_err(|e| CallError::Lost(format!("the stored update cannot be read: {e}")))?;
-        let header = v1::UpdatePart { part: Some(Part::Header(update_header(run, contribution))) };
-        let (sender, receiver) = mpsc::channel(4);
-        let feed = tokio::task::spawn_blocking(move || {
-            let mut offset = 0;
+    ) -> Result<(), CallError> {
+        let (mut pause, mut n_again) = (BACKOFF.0, 0);
+        loop {
+            let Err(status) = self.send(run, contribution, blobs).await? else { return Ok(()) };
+            match status.code() {
+                Code::ResourceExhausted => {
+                    debug!(%run, reason = status.message(), "update not taken yet");
+                    tokio::time::sleep(
+                        pause.mul_f64(0.5 + fraction(&(pause, contribution.update.0)) / 2.0),
+                    )
+                    .await;
+                    pause = (pause * 2).min(BACKOFF.1);
+                }
+                // An upload on an older connection had the turn, or the bytes were not those of the
+                // digest: at once, but once.
+                Code::Aborted | Code::DataLoss if n_again == 0 => n_again += 1,
+                _ => return Err(status.into()),
+            }
+        }
+    }
+
+    /// One attempt; the outer error is the node's own disk.
+    async fn send(
+        &mut self,
+        run: &RunId,
+        contribution: &Contribution,
+        blobs: &BlobStore,
+    ) -> Result<Result<(), Status>, CallError> {
+        let unreadable = |e: &dyn fmt::Display| {
+            CallError::Lost(format!("the stored update cannot be read: {e}"))
+        };
+        let header = update_header(run, contribution);
+        let from = match self.client.upload_offset(header.clone()).await {
+            Ok(reply) if reply.get_ref().already_had_it => return Ok(Ok(())),
+            Ok(reply) => reply.get_ref().offset,
+            // A coordinator of the version before takes an update from its first byte only.
+            Err(status) if status.code() == Code::Unimplemented => 0,
+            Err(status) => return Ok(Err(status)),
+        };
+        let mut reader = blobs.reader(&contribution.update.0).map_err(|e| unreadable(&e))?;
+        let mut offset = from.min(reader.len());
+        if offset > 0 {
+            info!(%run, round = contribution.round, offset, "update resumed");
+            reader.seek(SeekFrom::Start(offset)).map_err(|e| unreadable(&e))?;
+        }
+        let header = v1::UpdatePart { part: Some(Part::Header(header)) };
+        let (sender, receiver) = mpsc::channel(QUEUED_CHUNKS_MAX);
+        let feed = tokio::spawn(async move {
             let mut next = Some(header);
             while let Some(part) = next {
-                if sender.blocking_send(part).is_err() {
+                if sender.send(part).await.is_err() {
                     return Ok(());
                 }
                 let n = (reader.len() - offset).min(CHUNK_BYTES as u64);
                 if n == 0 {
                     return Ok(());
                 }
-                let mut data = vec![0; n as usize];
-                reader.read_exact(&mut data)?;
+                let read = tokio::task::spawn_blocking(move || {
+                    let mut data = vec![0; n as usize];
+                    reader.read_exact(&mut data).map(|()| (reader, data))
+                });
+                let data;
+                (reader, data) = read.await??;
                 let chunk = v1::Chunk { offset, data: data.into() };
                 next = Some(v1::UpdatePart { part: Some(Part::Chunk(chunk)) });
                 offset += n;
             }
-            Ok::<(), std::io::Error>(())
+            Ok::<(), io::Error>(())
         });
         let reply = self.client.submit_update(ReceiverStream::new(receiver)).await;
         if let Ok(Err(error)) = feed.await {
-            return Err(CallError::Lost(format!("the stored update cannot be read: {error}")));
+            return Err(unreadable(&error));
         }
-        Ok(reply?.into_inner().already_had_it)
+        Ok(reply.map(drop))
     }
+}
+
+/// The staged part of a model, and the turn to write it; the writer is dropped first.
+struct Staged {
+    writer: BlobWriter,
+    guard: OwnedMutexGuard<()>,
+}
+
+/// Writes what arrives, beside the network.
+async fn store(
+    mut staged: Staged,
+    mut arriving: mpsc::Receiver<v1::Chunk>,
+) -> Result<Staged, CallError> {
+    let mut batch: Vec<v1::Chunk> = Vec::new();
+    while arriving.recv_many(&mut batch, QUEUED_CHUNKS_MAX).await > 0 {
+        (staged, batch) = disk(move || {
+            for chunk in batch.drain(..) {
+                staged.writer.write(&chunk.data)?;
+            }
+            Ok((staged, batch))
+        })
+        .await?;
+    }
+    Ok(staged)
+}
+
+fn lost(why: &dyn fmt::Display) -> CallError {
+    CallError::Lost(why.to_string())
+}
+
+/// Disk work off the network's threads.
+async fn disk<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BlobError> + Send + 'static,
+) -> Result<T, CallError> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| lost(&e))?.map_err(|e| lost(&e))
+}
+
+/// The staged part of a model, unless the whole is there; one model is staged at a time.
+fn begin(
+    blobs: &BlobStore,
+    model: ModelDigest,
+    bytes: u64,
+) -> Result<Option<BlobWriter>, BlobError> {
+    let name = format!("model.{model}");
+    let whole = blobs.contains(&model.0);
+    for (staged, n_staged) in blobs.staged()? {
+        if staged.starts_with("model.") && (whole || staged != name || n_staged > bytes) {
+            blobs.discard(&staged)?;
+        }
+    }
+    if whole {
+        return Ok(None);
+    }
+    blobs.resume(&name).map(Some)
 }
 
 /// The URL must be https, so that nobody believes in a connection without TLS.

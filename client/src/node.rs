@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,9 +15,10 @@ use comity_federation::{
 };
 use comity_privacy::{Charge, PrivacyPlan, Randomness, ReservationKey};
 use comity_proto::convert::{digest, run_id};
-use comity_proto::limits::PLAN_BYTES_MAX;
+use comity_proto::limits::{BACKOFF, PLAN_BYTES_MAX};
+use comity_proto::transport::fraction;
 use comity_proto::v1::{self, assignment::What};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Mutex, oneshot, watch};
 use tonic::Streaming;
 use tracing::{debug, info, warn};
 
@@ -25,9 +27,7 @@ use crate::link::{CallError, Credentials, Link, check_url};
 use crate::outside::Outside;
 use crate::store::{Part, Store};
 use crate::trainer::{Job, Records, Trained};
-
-/// First and longest pause before dialling again.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+use crate::transfers::{Ended, Outgoing, Wire};
 
 /// A node at work.
 pub struct Node {
@@ -45,6 +45,8 @@ pub struct Node {
     /// Size of each round's model, as the coordinator announced it.
     model_bytes: BTreeMap<RunId, u64>,
     training: Option<(Task, oneshot::Receiver<Trained>)>,
+    /// Held by the one download that writes its staged part.
+    download_turn: Arc<Mutex<()>>,
     /// Runs that ended since the node started.
     n_ended: u32,
 }
@@ -86,6 +88,7 @@ impl Node {
             privacy: BTreeMap::new(),
             model_bytes: BTreeMap::new(),
             training: None,
+            download_turn: Arc::default(),
             n_ended: 0,
         })
     }
@@ -100,48 +103,77 @@ impl Node {
         exit_after_runs: u32,
         mut stop: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
-        let mut pause = BACKOFF.0;
+        let (mut pause, mut n_pauses) = (BACKOFF.0, 0u64);
+        let mut said = String::new();
         loop {
             let url = self.settings.config.coordinator.clone();
+            let network = Arc::clone(&self.outside.network);
             let opened = tokio::select! {
-                opened = Link::open(&*self.outside.network, &url, &self.credentials) => opened,
+                opened = Link::open(&*network, &url, &self.credentials) => opened,
                 _ = stop.wait_for(|stop| *stop) => return Ok(()),
             };
             let why = match opened {
                 Err(error) => format!("{error:#}"),
                 Ok(link) => {
                     info!(coordinator = %url, federation = link.hello.federation, you = link.hello.you, "connected");
-                    pause = BACKOFF.0;
+                    (pause, said) = (BACKOFF.0, String::new());
                     match self.serve(link, exit_after_runs, &mut stop).await? {
                         Left::Done => return Ok(()),
                         Left::Lost(why) => why,
                     }
                 }
             };
-            warn!(why, again_in_ms = pause.as_millis() as u64, "not connected");
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            // A coordinator that is away for a month is one line in the log, not a hundred thousand.
+            if why == said {
+                debug!(why, "still not connected");
+            } else {
+                warn!(why, "not connected; trying again until it works");
+                said = why;
+            }
+            n_pauses += 1;
+            self.pause(jittered(pause, &self.id, n_pauses), &mut stop).await?;
+            if *stop.borrow() {
+                return Ok(());
             }
             pause = (pause * 2).min(BACKOFF.1);
         }
     }
 
+    /// Waits before dialling again.  What is trained meanwhile is made durable at once, and ends the pause: a
+    /// round must not close on an update because its sender slept.
+    async fn pause(
+        &mut self,
+        pause: Duration,
+        stop: &mut watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+            trained = finished(&mut self.training) => {
+                // Without a connection nothing can be lost.
+                let _ = self.trained(&mut Wire::default(), trained).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Serves one connection.
     async fn serve(
         &mut self,
-        mut link: Link,
+        link: Link,
         exit_after_runs: u32,
         stop: &mut watch::Receiver<bool>,
     ) -> anyhow::Result<Left> {
+        let mut following = link.clone();
+        let mut wire = Wire::new(link);
         for run in self.parts.keys().cloned().collect::<Vec<_>>() {
             if let Some(effect) = self.parts[&run].participant.pending()
-                && let Err(lost) = self.perform(&mut link, &run, effect).await?
+                && let Err(lost) = self.perform(&mut wire, &run, effect).await?
             {
                 return Ok(Left::Lost(lost));
             }
         }
-        let mut assignments = match link.follow(self.parts.keys().cloned().collect()).await {
+        let mut assignments = match following.follow(self.parts.keys().cloned().collect()).await {
             Ok(assignments) => assignments,
             Err(CallError::Lost(why)) => return Ok(Left::Lost(why)),
             Err(CallError::Refused(status)) => return Ok(Left::Lost(status.message().to_owned())),
@@ -150,15 +182,14 @@ impl Node {
             if exit_after_runs > 0 && self.n_ended >= exit_after_runs {
                 return Ok(Left::Done);
             }
-            if let Err(lost) = self.train_next(&mut link).await? {
-                return Ok(Left::Lost(lost));
-            }
+            self.move_on(&mut wire);
             let outcome = tokio::select! {
                 next = next(&mut assignments) => match next {
-                    Ok(assignment) => self.assigned(&mut link, assignment).await?,
+                    Ok(assignment) => self.assigned(&mut wire, assignment).await?,
                     Err(lost) => Err(lost),
                 },
-                trained = finished(&mut self.training) => self.trained(&mut link, trained).await?,
+                trained = finished(&mut self.training) => self.trained(&mut wire, trained).await?,
+                ended = wire.ended() => self.transferred(&mut wire, ended).await?,
                 _ = stop.wait_for(|stop| *stop) => return Ok(Left::Done),
             };
             if let Err(lost) = outcome {
@@ -167,17 +198,49 @@ impl Node {
         }
     }
 
+    /// Gives up transfers that nobody wants any more, and starts those that wait.
+    fn move_on(&mut self, wire: &mut Wire) {
+        let Some(link) = wire.link.clone() else { return };
+        let parts = &self.parts;
+        let part = |run: &RunId| parts.get(run).map(|part| &part.participant);
+        wire.keep(
+            |update| part(&update.run).is_some_and(|p| p.has_to_send(&update.contribution)),
+            |task| part(&task.run).is_some_and(|p| p.has_to_train(task)),
+        );
+        self.queue.retain(|task| part(&task.run).is_some_and(|p| p.has_to_train(task)));
+        if let Some(update) = wire.next_upload() {
+            let (mut link, blobs) = (link.clone(), self.store.blobs());
+            let Outgoing { run, contribution } = update.clone();
+            wire.start_upload(
+                update,
+                async move { link.submit(&run, &contribution, &blobs).await },
+            );
+        }
+        if self.training.is_none()
+            && !wire.downloads()
+            && let Some(task) = self.queue.pop_front()
+        {
+            let bytes = self.model_bytes.get(&task.run).copied().unwrap_or_default();
+            let (mut link, blobs, turn) =
+                (link, self.store.blobs(), Arc::clone(&self.download_turn));
+            let (run, model) = (task.run.clone(), task.model);
+            wire.start_download(task, async move {
+                link.fetch_model(&run, model, bytes, &blobs, &turn).await
+            });
+        }
+    }
+
     /// Takes one assignment; the inner error is a lost connection.
     async fn assigned(
         &mut self,
-        link: &mut Link,
+        wire: &mut Wire,
         assignment: v1::Assignment,
     ) -> anyhow::Result<Result<(), String>> {
         let Ok(run) = run_id(&assignment.run_id) else {
             return Ok(Err(format!("the coordinator names a run {:?}", assignment.run_id)));
         };
         match assignment.what {
-            Some(What::Offer(offer)) => self.offered(link, run, &offer).await,
+            Some(What::Offer(offer)) => self.offered(wire, run, &offer).await,
             Some(What::Train(train)) => {
                 let task = (|| {
                     Ok::<_, comity_proto::WireError>(Task {
@@ -191,7 +254,7 @@ impl Node {
                 match task {
                     Ok(task) => {
                         self.model_bytes.insert(run.clone(), train.model_bytes);
-                        self.step(link, &run, ParticipantEvent::Assigned { task }).await
+                        self.step(wire, &run, ParticipantEvent::Assigned { task }).await
                     }
                     Err(error) => Ok(Err(error.to_string())),
                 }
@@ -203,7 +266,7 @@ impl Node {
                 };
                 info!(%run, status, "run ended");
                 self.queue.retain(|task| task.run != run);
-                let outcome = self.step(link, &run, ParticipantEvent::RunEnded { status }).await?;
+                let outcome = self.step(wire, &run, ParticipantEvent::RunEnded { status }).await?;
                 self.privacy.remove(&run);
                 if self.parts.remove(&run).is_some() {
                     self.n_ended += 1;
@@ -220,7 +283,7 @@ impl Node {
     /// Reviews an offered plan before any data are read, then the data against the plan.
     async fn offered(
         &mut self,
-        link: &mut Link,
+        wire: &mut Wire,
         run: RunId,
         offer: &v1::Offer,
     ) -> anyhow::Result<Result<(), String>> {
@@ -231,13 +294,13 @@ impl Node {
         if !self.parts.contains_key(&run) {
             let plan = match plan_of(&offer.plan_json, &offer.plan_digest) {
                 Ok(plan) => plan,
-                Err(reason) => return self.refuse(link, &run, &reason).await,
+                Err(reason) => return self.refuse(wire, &run, &reason).await,
             };
             info!(%run, plan = %plan.digest(), purpose = plan.purpose, "plan offered");
             let part = self.store.offered(&run, &plan, self.outside.clock.now())?;
             self.parts.insert(run.clone(), part);
         }
-        let plan = std::sync::Arc::clone(&self.parts[&run].plan);
+        let plan = Arc::clone(&self.parts[&run].plan);
         let event = match self.review(&run, &plan) {
             Ok(()) => ParticipantEvent::Accepted,
             Err(reason) => {
@@ -245,12 +308,12 @@ impl Node {
                 ParticipantEvent::Declined { reason }
             }
         };
-        let outcome = self.step(link, &run, event).await?;
+        let outcome = self.step(wire, &run, event).await?;
         if outcome.is_ok()
             && let Some(effect) = self.parts[&run].participant.pending()
         {
             // An answer that was given before, and that the coordinator does not know, is repeated.
-            return self.perform(link, &run, effect).await;
+            return self.perform(wire, &run, effect).await;
         }
         Ok(outcome)
     }
@@ -282,18 +345,19 @@ impl Node {
     /// Declines a plan that cannot even be recorded.
     async fn refuse(
         &mut self,
-        link: &mut Link,
+        wire: &mut Wire,
         run: &RunId,
         reason: &str,
     ) -> anyhow::Result<Result<(), String>> {
         warn!(%run, reason, "plan declined");
+        let Some(link) = &mut wire.link else { return Ok(Ok(())) };
         Ok(settle(run, link.decline(run, reason).await))
     }
 
     /// Steps one machine, makes the step durable, and performs its effects.
     async fn step(
         &mut self,
-        link: &mut Link,
+        wire: &mut Wire,
         run: &RunId,
         event: ParticipantEvent,
     ) -> anyhow::Result<Result<(), String>> {
@@ -316,7 +380,7 @@ impl Node {
                 }
                 continue;
             }
-            if let Err(lost) = self.perform(link, run, effect).await? {
+            if let Err(lost) = self.perform(wire, run, effect).await? {
                 return Ok(Err(lost));
             }
         }
@@ -325,78 +389,81 @@ impl Node {
 
     async fn perform(
         &mut self,
-        link: &mut Link,
+        wire: &mut Wire,
         run: &RunId,
         effect: ParticipantEffect,
     ) -> anyhow::Result<Result<(), String>> {
         use ParticipantEffect as Do;
-        Ok(match effect {
-            Do::Record => Ok(()),
-            Do::CheckIn { plan } => {
-                info!(%run, "checking in");
-                settle(run, link.check_in(run, plan).await)
-            }
-            Do::Decline { reason } => settle(run, link.decline(run, &reason).await),
-            Do::Withdraw { round, reason } => settle(run, link.withdraw(run, round, &reason).await),
-            Do::Train(task) => {
+        Ok(match (effect, &mut wire.link) {
+            (Do::Train(task), _) => {
                 let mut waiting =
                     self.training.iter().map(|(current, _)| current).chain(&self.queue);
-                if !waiting.any(|known| known.is_same_work(&task)) {
+                if !waiting.any(|known| known.is_same_work(&task)) && !wire.downloads_for(&task) {
                     self.queue.push_back(task);
                 }
                 Ok(())
             }
-            Do::Submit { contribution } => {
-                let blobs = self.store.blobs();
-                match link.submit(run, &contribution, &blobs).await {
-                    Err(CallError::Lost(why)) => return Ok(Err(why)),
-                    Err(CallError::Refused(status)) => {
-                        warn!(%run, round = contribution.round, reason = status.message(), "update not accepted");
-                    }
-                    Ok(_) => {
-                        let bytes = contribution.delta_bytes();
-                        info!(%run, round = contribution.round, bytes, "update accepted");
-                    }
-                }
-                let event = ParticipantEvent::Settled { round: contribution.round };
-                return Box::pin(self.step(link, run, event)).await;
+            // Without a connection nothing is said: `pending` and the next assignment repeat it.
+            (Do::Record, _) | (_, None) => Ok(()),
+            (Do::CheckIn { plan }, Some(link)) => {
+                info!(%run, "checking in");
+                settle(run, link.check_in(run, plan).await)
+            }
+            (Do::Decline { reason }, Some(link)) => settle(run, link.decline(run, &reason).await),
+            (Do::Withdraw { round, reason }, Some(link)) => {
+                settle(run, link.withdraw(run, round, &reason).await)
+            }
+            (Do::Submit { contribution }, Some(_)) => {
+                wire.submit(Outgoing { run: run.clone(), contribution });
+                Ok(())
             }
         })
     }
 
-    /// Starts the next round that waits, if the trainer is free.
-    async fn train_next(&mut self, link: &mut Link) -> anyhow::Result<Result<(), String>> {
-        while self.training.is_none() {
-            let Some(task) = self.queue.pop_front() else { return Ok(Ok(())) };
-            let Some(part) = self.parts.get(&task.run) else { continue };
-            let plan = std::sync::Arc::clone(&part.plan);
-            let blobs = self.store.blobs();
-            let bytes = self.model_bytes.get(&task.run).copied().unwrap_or_default();
-            match link.fetch_model(&task.run, task.model, bytes, &blobs).await {
-                Ok(()) => {}
-                Err(CallError::Lost(why)) => return Ok(Err(why)),
-                Err(CallError::Refused(status)) => {
-                    warn!(run = %task.run, reason = status.message(), "no model to train from");
-                    continue;
-                }
-            }
-            match self.prepare(&task, plan) {
-                Ok(job) => {
-                    info!(run = %task.run, round = task.round, "training");
-                    self.training = Some((task, self.outside.trainer.start(job)));
-                }
-                Err(reason) => {
-                    if let Err(lost) = self.failed(link, &task, reason).await? {
-                        return Ok(Err(lost));
+    /// Takes the end of a transfer.
+    async fn transferred(
+        &mut self,
+        wire: &mut Wire,
+        ended: Ended,
+    ) -> anyhow::Result<Result<(), String>> {
+        match ended {
+            Ended::Upload(Outgoing { run, contribution }, outcome) => {
+                let (round, bytes) = (contribution.round, contribution.delta_bytes());
+                match outcome {
+                    Err(CallError::Lost(why)) => return Ok(Err(why)),
+                    Err(CallError::Refused(status)) => {
+                        warn!(%run, round, reason = status.message(), "update not accepted");
                     }
+                    Ok(()) => info!(%run, round, bytes, "update accepted"),
                 }
+                self.step(wire, &run, ParticipantEvent::Settled { round }).await
             }
+            Ended::Download(_, Err(CallError::Lost(why))) => Ok(Err(why)),
+            Ended::Download(task, Err(CallError::Refused(status))) => {
+                warn!(run = %task.run, reason = status.message(), "no model to train from");
+                let reason = "the round's model could not be fetched".to_owned();
+                self.failed(wire, &task, reason).await
+            }
+            Ended::Download(task, Ok(())) => self.train(wire, task).await,
         }
-        Ok(Ok(()))
+    }
+
+    /// Trains `task`, whose model is there.
+    async fn train(&mut self, wire: &mut Wire, task: Task) -> anyhow::Result<Result<(), String>> {
+        let Some(part) = self.parts.get(&task.run) else { return Ok(Ok(())) };
+        let plan = Arc::clone(&part.plan);
+        match self.prepare(&task, plan) {
+            Ok(job) => {
+                info!(run = %task.run, round = task.round, "training");
+                self.training = Some((task, self.outside.trainer.start(job)));
+                Ok(Ok(()))
+            }
+            Err(reason) => self.failed(wire, &task, reason).await,
+        }
     }
 
     /// Debits the ledger for `task`; nothing is trained that is not paid for.
-    fn prepare(&mut self, task: &Task, plan: std::sync::Arc<Plan>) -> Result<Job, String> {
+    fn prepare(&mut self, task: &Task, plan: Arc<Plan>) -> Result<Job, String> {
         let privacy = self.privacy_plan(&task.run, &plan)?;
         let dataset = self.records.load(&plan.data).map_err(|error| {
             warn!(error = format!("{error:#}"), "the data cannot be read");
@@ -430,7 +497,7 @@ impl Node {
     /// Releases what was trained: commit first, then it may leave.
     async fn trained(
         &mut self,
-        link: &mut Link,
+        wire: &mut Wire,
         (task, trained): (Task, Trained),
     ) -> anyhow::Result<Result<(), String>> {
         let Some(part) = self.parts.get(&task.run) else {
@@ -442,7 +509,7 @@ impl Node {
             Err(error) => {
                 warn!(run = %task.run, round = task.round, error = format!("{error:#}"), "training failed");
                 let reason = "training failed; the steward sees the reason in the node's log";
-                return self.failed(link, &task, reason.to_owned()).await;
+                return self.failed(wire, &task, reason.to_owned()).await;
             }
         };
         let run = task.run.clone();
@@ -459,18 +526,18 @@ impl Node {
         info!(%run, round = task.round, "update released");
         // What was spent so far takes numerical work, which only this line's reader should pay for.
         debug!(%run, epsilon_spent = self.store.ledger().spent().epsilon, "ledger after the release");
-        self.step(link, &run, event).await
+        self.step(wire, &run, event).await
     }
 
     async fn failed(
         &mut self,
-        link: &mut Link,
+        wire: &mut Wire,
         task: &Task,
         reason: String,
     ) -> anyhow::Result<Result<(), String>> {
         warn!(run = %task.run, round = task.round, reason, "round not trained");
         let run = task.run.clone();
-        self.step(link, &run, ParticipantEvent::Failed { round: task.round, reason }).await
+        self.step(wire, &run, ParticipantEvent::Failed { round: task.round, reason }).await
     }
 }
 
@@ -496,6 +563,12 @@ fn settle(run: &RunId, result: Result<(), CallError>) -> Result<(), String> {
         }
         Err(CallError::Lost(why)) => Err(why),
     }
+}
+
+/// `pause` cut by up to a half, otherwise at each client and each time: after a coordinator's restart its
+/// clients come back one after the other.
+fn jittered(pause: Duration, id: &ClientId, n_pauses: u64) -> Duration {
+    pause.mul_f64(1.0 - fraction(&(id, n_pauses)) / 2.0)
 }
 
 /// The next assignment, or why there is none.

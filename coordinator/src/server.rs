@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use comity_certs::{Clock, server_config_at};
+use comity_certs::{Clock, Identity, server_config_at};
 use comity_federation::{Run, RunId};
 use comity_journal::DirLock;
 use comity_proto::limits;
@@ -85,17 +85,18 @@ impl Coordinator {
         let (all_stop, stopped) = watch::channel(false);
         let mut driver = tokio::spawn(driver.run(stopped.clone()));
         let authenticate = Authenticate { federation: config.federation.clone() };
-        let federation = FederationServer::new(FederationService {
-            driver: handle.clone(),
-            federation: config.federation,
-            clock,
-        })
-        .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let service = FederationService::new(handle.clone(), config.federation, clock);
+        let federation = FederationServer::new(service)
+            .max_decoding_message_size(limits::REQUEST_BYTES_MAX)
+            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         let control = ControlServer::new(ControlService { driver: handle })
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX);
-        let connections =
-            incoming(listener, Arc::new(ArcSwap::from(tls)), limits::HANDSHAKE_TIMEOUT);
+        // A certificate without a name is refused call by call, with the reason.
+        let who = |certificate: &[u8]| {
+            Identity::of_certificate(certificate).map(|id| id.to_string()).unwrap_or_default()
+        };
+        let tls = Arc::new(ArcSwap::from(tls));
+        let connections = incoming(listener, tls, limits::HANDSHAKE_TIMEOUT, who);
         let mut server_stopped = stopped.clone();
         let server = server_builder()
             .add_service(InterceptedService::new(federation, authenticate.clone()))

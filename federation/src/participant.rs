@@ -268,6 +268,20 @@ impl Participant {
         }
     }
 
+    /// Whether the update with this header is the last one, and no later round is being trained: only then
+    /// is it of use to the coordinator.
+    #[must_use]
+    pub fn has_to_send(&self, contribution: &Contribution) -> bool {
+        let done = matches!(self.state, State::Waiting | State::Submitting { .. });
+        done && self.last.as_ref() == Some(contribution)
+    }
+
+    /// Whether `task` is the one that is being trained.
+    #[must_use]
+    pub fn has_to_train(&self, task: &Task) -> bool {
+        matches!(&self.state, State::Training { task: current } if current.is_same_work(task))
+    }
+
     /// The plan that was offered.
     #[must_use]
     pub fn plan(&self) -> PlanDigest {

@@ -1,21 +1,11 @@
 //! Models and updates as chunks: contiguous, in order, and no longer than announced.
 
-use bytes::Bytes;
-
 use crate::{WireError, v1};
 
 /// Bytes in a full chunk.
 pub const CHUNK_BYTES: usize = 512 << 10;
-
-/// Cuts `bytes`, whose first byte has offset 0, into chunks without copying.
-pub fn split(bytes: Bytes) -> impl Iterator<Item = v1::Chunk> + Send + 'static {
-    let n_chunks = bytes.len().div_ceil(CHUNK_BYTES);
-    (0..n_chunks).map(move |i| {
-        let start = i * CHUNK_BYTES;
-        let end = (start + CHUNK_BYTES).min(bytes.len());
-        v1::Chunk { offset: start as u64, data: bytes.slice(start..end) }
-    })
-}
+/// Bytes that any chunk but the last has at least: who sends fewer does not progress.
+pub const CHUNK_BYTES_MIN: usize = 16 << 10;
 
 /// Checks that arriving chunks are contiguous and end where they were announced to end.
 #[derive(Debug)]
@@ -25,10 +15,10 @@ pub struct Reassembly {
 }
 
 impl Reassembly {
-    /// Expects `total` bytes from offset 0.
+    /// Expects the bytes from `offset` to `total`.
     #[must_use]
-    pub fn new(total: u64) -> Self {
-        Self { next: 0, total }
+    pub fn new(offset: u64, total: u64) -> Self {
+        Self { next: offset, total }
     }
 
     /// Checks the next chunk.
@@ -41,8 +31,10 @@ impl Reassembly {
             Some(format!("starts at {}, expected {}", chunk.offset, self.next))
         } else if len == 0 || len > CHUNK_BYTES as u64 {
             Some(format!("has {len} bytes; a chunk has 1 to {CHUNK_BYTES}"))
-        } else if self.next + len > self.total {
+        } else if len > self.total.saturating_sub(self.next) {
             Some(format!("passes the announced end at {}", self.total))
+        } else if len < CHUNK_BYTES_MIN as u64 && self.next + len < self.total {
+            Some(format!("has {len} bytes; any but the last has at least {CHUNK_BYTES_MIN}"))
         } else {
             None
         };
@@ -74,32 +66,50 @@ impl Reassembly {
 mod tests {
     use super::*;
 
-    #[test]
-    fn chunks_come_back_whole() {
-        for len in [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES] {
-            let bytes = Bytes::from((0..len).map(|i| i as u8).collect::<Vec<_>>());
-            let mut reassembly = Reassembly::new(len as u64);
-            let mut back = Vec::new();
-            for chunk in split(bytes.clone()) {
-                reassembly.accept(&chunk).unwrap();
-                back.extend_from_slice(&chunk.data);
-            }
-            reassembly.finish().unwrap();
-            assert_eq!(back, bytes);
-        }
+    fn chunk(offset: u64, len: usize) -> v1::Chunk {
+        v1::Chunk { offset, data: vec![0; len].into() }
     }
 
     #[test]
-    fn chunks_out_of_order_missing_or_too_long_are_refused() {
-        let chunk = |offset, len: usize| v1::Chunk { offset, data: vec![0; len].into() };
-        let mut reassembly = Reassembly::new(10);
-        reassembly.accept(&chunk(0, 4)).unwrap();
-        for bad in [chunk(0, 4), chunk(5, 1), chunk(4, 7), chunk(4, 0), chunk(u64::MAX, 1)] {
-            assert!(reassembly.accept(&bad).is_err(), "{bad:?}");
+    fn chunks_are_taken_from_any_offset_to_the_end() {
+        let total = 3 * CHUNK_BYTES as u64 + 1;
+        for from in [0, 1, CHUNK_BYTES as u64, total - 1, total] {
+            let mut reassembly = Reassembly::new(from, total);
+            let mut at = from;
+            while at < total {
+                assert!(reassembly.finish().is_err());
+                let len = (total - at).min(CHUNK_BYTES as u64);
+                reassembly.accept(&chunk(at, len as usize)).unwrap();
+                at += len;
+            }
+            reassembly.finish().unwrap();
+        }
+    }
+
+    // BAD_INPUTS 64, 65
+    #[test]
+    fn chunks_out_of_order_twice_missing_too_long_or_too_short_are_refused() {
+        let n = CHUNK_BYTES_MIN;
+        let mut reassembly = Reassembly::new(0, 2 * n as u64 + 2);
+        reassembly.accept(&chunk(0, n)).unwrap();
+        let next = n as u64;
+        let bads = [
+            chunk(0, n),
+            chunk(next - 1, n),
+            chunk(next + 1, n),
+            chunk(next, n + 3),
+            chunk(next, 0),
+            chunk(next, n - 1),
+            chunk(u64::MAX, 1),
+        ];
+        for bad in bads {
+            assert!(reassembly.accept(&bad).is_err(), "{} of {}", bad.data.len(), bad.offset);
         }
         assert!(reassembly.finish().is_err());
-        reassembly.accept(&chunk(4, 6)).unwrap();
+        reassembly.accept(&chunk(next, n + 2)).unwrap();
         reassembly.finish().unwrap();
-        assert!(Reassembly::new(1 << 40).accept(&chunk(0, CHUNK_BYTES + 1)).is_err());
+        assert!(Reassembly::new(0, 1 << 40).accept(&chunk(0, CHUNK_BYTES + 1)).is_err());
+        assert!(Reassembly::new(9, 3).accept(&chunk(9, n)).is_err());
+        assert!(Reassembly::new(u64::MAX, u64::MAX).accept(&chunk(u64::MAX, n)).is_err());
     }
 }

@@ -6,6 +6,7 @@
 //! what a certificate means (`certs`), the rules of a run (`federation`).
 
 pub mod chunk;
+mod connections;
 pub mod convert;
 pub mod limits;
 mod status;

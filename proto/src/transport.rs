@@ -6,9 +6,11 @@
 //! then reports "transport error".  The connector here waits for the server's first bytes (its
 //! HTTP/2 settings) before it hands the connection over, so that the refusal is seen.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
+use std::hash::{Hash, Hasher as _};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,7 +21,9 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, Sleep};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,10 +31,11 @@ use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Server};
 use tracing::{debug, info};
 
+use crate::connections::{Connections, Place};
 use crate::limits;
 
-/// Accepted connections that wait for the server.
-const ACCEPTED_MAX: usize = 64;
+/// How long a connection for which there was no place may last: enough for the peer to read why.
+const CROWDED_TIME: Duration = Duration::from_secs(5);
 /// Bytes that the connector reads to see whether it was let in: an HTTP/2 frame header.
 const FIRST_BYTES: usize = 9;
 
@@ -38,9 +43,13 @@ const FIRST_BYTES: usize = 9;
 #[derive(Clone, Debug)]
 pub struct PeerCertificates {
     /// DER, the peer's own first.
-    pub chain: Vec<Vec<u8>>,
+    pub chain: Arc<[Vec<u8>]>,
     /// Where it connects from.
     pub address: Option<SocketAddr>,
+    /// When the connection is old enough for the peer to make another.
+    pub ages: Instant,
+    /// The server has as many connections as it takes: nothing is done on this one.
+    pub crowded: bool,
 }
 
 /// A stream of bytes both ways.
@@ -95,6 +104,22 @@ impl Dial for Tcp {
 pub struct TlsConnection<S> {
     stream: server::TlsStream<S>,
     peer: PeerCertificates,
+    /// `None` if there was none.
+    place: Option<Place>,
+    /// When it is cut, whatever it carries.
+    end: Pin<Box<Sleep>>,
+}
+
+impl<S> TlsConnection<S> {
+    /// Whether the connection's place went to another, or its time is over; wakes the task when it is.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let taken =
+            self.place.as_mut().is_some_and(|place| Pin::new(&mut place.ended).poll(cx).is_ready());
+        if taken || self.end.as_mut().poll(cx).is_ready() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Ok(())
+    }
 }
 
 impl<S: Duplex> Connected for TlsConnection<S> {
@@ -110,6 +135,7 @@ impl<S: Duplex> AsyncRead for TlsConnection<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.poll_end(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
@@ -120,6 +146,8 @@ impl<S: Duplex> AsyncWrite for TlsConnection<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        // A peer that reads nothing must not keep its place: then only writing is polled.
+        self.poll_end(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -132,18 +160,21 @@ impl<S: Duplex> AsyncWrite for TlsConnection<S> {
 
 /// Accepts connections on `listener` with the configuration that `tls` holds at that moment.
 ///
+/// `who` names the identity of a peer's own certificate, DER, so that the connections of each are counted.
 /// Handshakes run beside one another, at most [`limits::HANDSHAKES_MAX`], each at most
-/// `handshake_timeout` long.  A refused one is logged with the peer's address and the reason.
-pub fn incoming<L: Listen>(
+/// `handshake_timeout` long; when they are too many, the oldest of the address that has most of them makes
+/// room.  A refused one is logged with the peer's address and the reason.
+pub fn incoming<L: Listen, W: Fn(&[u8]) -> String + Send + Sync + 'static>(
     mut listener: L,
     tls: Arc<ArcSwap<rustls::ServerConfig>>,
     handshake_timeout: Duration,
-) -> impl Stream<Item = io::Result<TlsConnection<L::Stream>>> + Send + use<L> {
-    let (sender, receiver) = mpsc::channel(ACCEPTED_MAX);
-    let places = Arc::new(Semaphore::new(limits::HANDSHAKES_MAX));
+    who: W,
+) -> impl Stream<Item = io::Result<TlsConnection<L::Stream>>> + Send + use<L, W> {
+    let (sender, receiver) = mpsc::channel(limits::ACCEPTED_MAX);
+    let doorman = Arc::new(Doorman { who: Box::new(who), connections: Connections::default() });
     tokio::spawn(async move {
+        let mut handshakes: VecDeque<(IpAddr, AbortHandle)> = VecDeque::new();
         loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             let (stream, address) = tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok(accepted) => accepted,
@@ -156,12 +187,15 @@ pub fn incoming<L: Listen>(
                 },
                 () = sender.closed() => return,
             };
+            handshakes.retain(|(_, task)| !task.is_finished());
+            if handshakes.len() >= limits::HANDSHAKES_MAX {
+                make_room(&mut handshakes);
+            }
             let acceptor = TlsAcceptor::from(tls.load_full());
-            let sender = sender.clone();
-            tokio::spawn(async move {
-                match tokio::time::timeout(handshake_timeout, shake(acceptor, stream, address))
-                    .await
-                {
+            let (sender, doorman) = (sender.clone(), Arc::clone(&doorman));
+            let task = tokio::spawn(async move {
+                let shaken = shake(acceptor, stream, address, &doorman);
+                match tokio::time::timeout(handshake_timeout, shaken).await {
                     Ok(Ok(connection)) => {
                         debug!(%address, "connection accepted");
                         let _ = sender.send(Ok(connection)).await;
@@ -169,22 +203,61 @@ pub fn incoming<L: Listen>(
                     Ok(Err(error)) => info!(%address, %error, "connection refused"),
                     Err(_) => info!(%address, "connection refused: handshake timed out"),
                 }
-                drop(place);
             });
+            handshakes.push_back((address.ip(), task.abort_handle()));
         }
     });
     ReceiverStream::new(receiver)
+}
+
+/// Ends the oldest handshake of the address that has most of them.
+fn make_room(handshakes: &mut VecDeque<(IpAddr, AbortHandle)>) {
+    let mut n_of_each: BTreeMap<IpAddr, usize> = BTreeMap::new();
+    for (address, _) in &*handshakes {
+        *n_of_each.entry(*address).or_default() += 1;
+    }
+    let most = n_of_each.into_iter().max_by_key(|(_, n)| *n).map(|(address, _)| address);
+    let oldest = handshakes.iter().position(|(address, _)| Some(*address) == most);
+    if let Some((address, task)) = oldest.and_then(|oldest| handshakes.remove(oldest)) {
+        task.abort();
+        info!(%address, "handshake ended: too many are under way");
+    }
+}
+
+/// Who gives places to connections.
+struct Doorman {
+    who: Box<dyn Fn(&[u8]) -> String + Send + Sync>,
+    connections: Connections,
 }
 
 async fn shake<S: Duplex>(
     acceptor: TlsAcceptor,
     stream: S,
     address: SocketAddr,
+    doorman: &Doorman,
 ) -> io::Result<TlsConnection<S>> {
     let stream = acceptor.accept(stream).await?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let chain = chain.iter().map(|der| der.to_vec()).collect();
-    Ok(TlsConnection { stream, peer: PeerCertificates { chain, address: Some(address) } })
+    let chain: Arc<[Vec<u8>]> = chain.iter().map(|der| der.to_vec()).collect();
+    let who = chain.first().map(|leaf| (doorman.who)(leaf)).unwrap_or_default();
+    // The same peer at another port ages otherwise: a federation must not come back all at once.
+    let tenth = limits::CONNECTION_AGE_MAX / 10;
+    let age = limits::CONNECTION_AGE_MAX - tenth.mul_f64(fraction(&(&who, address)));
+    let now = Instant::now();
+    let place = doorman.connections.enter(who);
+    let crowded = place.is_none();
+    let peer = PeerCertificates { chain, address: Some(address), ages: now + age, crowded };
+    let left = if crowded { CROWDED_TIME } else { age + limits::CONNECTION_AGE_GRACE };
+    Ok(TlsConnection { stream, peer, place, end: Box::pin(tokio::time::sleep(left)) })
+}
+
+/// A number from 0 to 1 that is another for each `key` and always the same for one.
+#[must_use]
+pub fn fraction(key: &impl Hash) -> f64 {
+    // SipHash with keys of zero: the same in every process.
+    let mut hasher = std::hash::DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish() as f64 / u64::MAX as f64
 }
 
 /// A tonic server with our windows, keep-alive and limits.
@@ -196,8 +269,11 @@ pub fn server_builder() -> Server {
         .http2_keepalive_interval(Some(limits::KEEP_ALIVE))
         .http2_keepalive_timeout(Some(limits::KEEP_ALIVE))
         .http2_max_header_list_size(limits::HEADER_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(limits::PENDING_RESETS_MAX))
+        .http2_max_local_error_reset_streams(Some(limits::ERROR_RESETS_MAX))
         .max_concurrent_streams(limits::CONCURRENT_STREAMS_MAX)
-        .concurrency_limit_per_connection(limits::CONCURRENT_CALLS_MAX)
+        .max_frame_size(limits::FRAME_BYTES_MAX)
+        .max_connection_age(limits::CONNECTION_AGE_MAX)
 }
 
 /// Why no connection came about.
@@ -284,6 +360,7 @@ pub async fn connect_over(
         .map_err(|_| bad())?
         .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+        .max_frame_size(limits::FRAME_BYTES_MAX)
         .http2_keep_alive_interval(limits::KEEP_ALIVE)
         .keep_alive_timeout(limits::KEEP_ALIVE)
         .keep_alive_while_idle(true)

@@ -72,6 +72,12 @@ impl Federation for Greeter {
     ) -> Result<Response<Self::FetchModelStream>, Status> {
         Err(Status::unimplemented("test"))
     }
+    async fn upload_offset(
+        &self,
+        _: Request<v1::UpdateHeader>,
+    ) -> Result<Response<v1::UploadOffsetReply>, Status> {
+        Err(Status::unimplemented("test"))
+    }
     async fn submit_update(
         &self,
         _: Request<Streaming<v1::UpdatePart>>,
@@ -91,7 +97,9 @@ async fn serve(dir: &Path, handshake_timeout: Duration) -> String {
     let tls = server_config(&pem("coordinator.pem"), &pem("coordinator.key"), &pem("root.pem"));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let connections = incoming(listener, Arc::new(ArcSwap::from(tls.unwrap())), handshake_timeout);
+    let tls = Arc::new(ArcSwap::from(tls.unwrap()));
+    let who = |certificate: &[u8]| Identity::of_certificate(certificate).unwrap().role.to_string();
+    let connections = incoming(listener, tls, handshake_timeout, who);
     let server = server_builder().add_service(FederationServer::new(Greeter));
     tokio::spawn(server.serve_with_incoming(connections));
     format!("https://{address}")

@@ -36,7 +36,26 @@ struct Shared {
     to_corrupt: AtomicU64,
     connections: Mutex<Vec<Arc<Connection>>>,
     n_accepted: AtomicU64,
+    /// Bytes that were handed on, towards the server and towards the clients.
+    n_passed: [AtomicU64; 2],
+    /// Bytes towards the server until their connection is cut; 0 is never.
+    to_cut: AtomicU64,
     ended: AtomicBool,
+}
+
+/// Index of a direction in [`Shared::n_passed`].
+const UP: usize = 0;
+const DOWN: usize = 1;
+
+impl Shared {
+    /// Counts `n` bytes towards the server; how many of them still pass, if their connection is to be cut.
+    fn cuts(&self, n: usize) -> Option<usize> {
+        let order = Ordering::Relaxed;
+        let left = self
+            .to_cut
+            .fetch_update(order, order, |left| (left > 0).then(|| left.saturating_sub(n as u64)));
+        left.ok().filter(|left| *left <= n as u64).map(|left| left as usize - 1)
+    }
 }
 
 #[derive(Debug)]
@@ -91,6 +110,29 @@ impl Proxy {
     #[must_use]
     pub fn n_accepted(&self) -> u64 {
         self.shared.n_accepted.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that were handed on towards the server, over all connections.
+    #[must_use]
+    pub fn n_bytes_up(&self) -> u64 {
+        self.shared.n_passed[UP].load(Ordering::Relaxed)
+    }
+
+    /// Bytes that were handed on towards the clients, over all connections.
+    #[must_use]
+    pub fn n_bytes_down(&self) -> u64 {
+        self.shared.n_passed[DOWN].load(Ordering::Relaxed)
+    }
+
+    /// Cuts the connection that carries the `n`th byte from now on towards the server, before that byte.
+    pub fn cut_before_up(&self, n: u64) {
+        self.shared.to_cut.store(n, Ordering::Relaxed);
+    }
+
+    /// Whether a cut that was ordered is still to come.
+    #[must_use]
+    pub fn has_to_cut(&self) -> bool {
+        self.shared.to_cut.load(Ordering::Relaxed) > 0
     }
 
     /// Delays every byte by so much, each way.
@@ -201,7 +243,7 @@ fn connect(
     lock(&shared.connections).push(Arc::clone(&connection));
     shared.n_accepted.fetch_add(1, Ordering::Relaxed);
     let mut threads = Vec::new();
-    for (from, to) in [up, down] {
+    for (direction, (from, to)) in [(UP, up), (DOWN, down)] {
         let pipe = Arc::new(Pipe::default());
         threads.push(std::thread::spawn({
             let pipe = Arc::clone(&pipe);
@@ -209,7 +251,7 @@ fn connect(
         }));
         let (shared, connection) = (Arc::clone(shared), Arc::clone(&connection));
         threads.push(std::thread::spawn(move || {
-            pipe.drain(to, &shared, &connection);
+            pipe.drain(to, direction, &shared, &connection);
             connection.closed.store(true, Ordering::Relaxed);
             pipe.close();
         }));
@@ -262,7 +304,7 @@ impl Pipe {
         self.moved.notify_all();
     }
 
-    fn drain(&self, mut to: TcpStream, shared: &Shared, connection: &Connection) {
+    fn drain(&self, mut to: TcpStream, direction: usize, shared: &Shared, connection: &Connection) {
         loop {
             let (read_at, mut block) = {
                 let mut under_way = lock(&self.under_way);
@@ -297,8 +339,14 @@ impl Pipe {
                 usize::try_from(rate / 50).unwrap_or(usize::MAX).clamp(1, block.len())
             });
             for piece in block.chunks(pieces) {
+                let cut = if direction == UP { shared.cuts(piece.len()) } else { None };
+                let piece = &piece[..cut.unwrap_or(piece.len())];
+                shared.n_passed[direction].fetch_add(piece.len() as u64, Ordering::Relaxed);
                 if to.write_all(piece).is_err() {
                     return;
+                }
+                if cut.is_some() {
+                    return connection.close();
                 }
                 if let Some(rate) = weather.bytes_per_second {
                     std::thread::sleep(Duration::from_secs_f64(piece.len() as f64 / rate as f64));
@@ -412,5 +460,15 @@ mod tests {
         proxy.reset();
         assert!(ask(&mut stream, b"gone").is_err());
         assert_eq!(proxy.n_accepted(), 3);
+
+        let (up, down) = (proxy.n_bytes_up(), proxy.n_bytes_down());
+        let mut stream = dial(&proxy);
+        proxy.cut_before_up(6);
+        assert_eq!(ask(&mut stream, b"5 are").unwrap(), b"5 are");
+        assert!(ask(&mut stream, b"6 not").is_err());
+        assert_eq!((proxy.n_bytes_up() - up, proxy.n_bytes_down() - down), (5, 5));
+        assert!(!proxy.has_to_cut());
+        let mut stream = dial(&proxy);
+        assert_eq!(ask(&mut stream, b"anew").unwrap(), b"anew");
     }
 }

@@ -6,6 +6,7 @@ mod governance;
 mod parity;
 mod privacy;
 mod refusals;
+mod resume;
 mod weather;
 
 use std::fs;

@@ -75,7 +75,7 @@ async fn fetch(
         ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes}")
             .expect("the template is well-formed"),
     );
-    let mut reassembly = Reassembly::new(total);
+    let mut reassembly = Reassembly::new(0, total);
     let mut bytes = Vec::new();
     while let Some(part) = parts.message().await.map_err(refused)? {
         let Some(Part::Chunk(chunk)) = part.part else { bail!("a second header in the export") };

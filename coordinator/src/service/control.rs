@@ -182,7 +182,7 @@ impl Control for ControlService {
                 .collect(),
         };
         let header = v1::ExportPart { part: Some(Part::Header(header)) };
-        let chunks = stream_blob(&self.driver, model.0, 0)?;
+        let (chunks, _) = stream_blob(&self.driver, model.0, 0).await?;
         let parts = tokio_stream::once(Ok(header)).chain(
             chunks
                 .map(|chunk| chunk.map(|chunk| v1::ExportPart { part: Some(Part::Chunk(chunk)) })),

@@ -12,33 +12,138 @@ use comity_federation::{
 };
 use comity_proto::chunk::{CHUNK_BYTES, Reassembly};
 use comity_proto::convert::{digest, run_id};
-use comity_proto::limits::PROGRESS_TIMEOUT;
+use comity_proto::limits::{
+    DOWNLOADS_EACH_MAX, FOLLOWS_EACH_MAX, OPEN_RUNS_MAX, PROGRESS_TIMEOUT, QUEUED_ASSIGNMENTS_MAX,
+    QUEUED_CHUNKS_MAX,
+};
 use comity_proto::status_of_rejection;
 use comity_proto::v1::federation_server::Federation;
 use comity_proto::v1::{self, assignment::What, update_part::Part};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
-use super::{identity, status};
+use super::crowd::Crowd;
+use super::uploads::Uploads;
+use super::{blocking, identity, status};
 use crate::aggregate;
-use crate::driver::{Assignment, DriverHandle};
+use crate::driver::{Admitted, Assignment, DriverError, DriverHandle};
 
-/// Most runs that a client may name when it begins to follow.
-const OPEN_RUNS_MAX: usize = 10_000;
-/// Messages that wait for a slow client on one stream.
-const STREAM_QUEUE: usize = 4;
 /// How often a quiet stream checks whether the coordinator is stopping.
 const NEWS_PAUSE: Duration = Duration::from_secs(30);
 
 /// The service; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct FederationService {
-    pub(crate) driver: DriverHandle,
-    pub(crate) federation: String,
-    pub(crate) clock: Clock,
+    driver: DriverHandle,
+    federation: String,
+    clock: Clock,
+    uploads: Uploads,
+    follows: Crowd,
+    downloads: Crowd,
+}
+
+impl FederationService {
+    /// What clients may ask of `driver`'s coordinator in `federation`.
+    pub(crate) fn new(driver: DriverHandle, federation: String, clock: Clock) -> Self {
+        let uploads = Uploads::new(Arc::clone(driver.blobs()));
+        let (follows, downloads) = (Crowd::new(FOLLOWS_EACH_MAX), Crowd::new(DOWNLOADS_EACH_MAX));
+        Self { driver, federation, clock, uploads, follows, downloads }
+    }
+
+    /// Takes an update, chunk by chunk, and gives it to its run.
+    async fn receive(
+        self,
+        client: ClientId,
+        mut parts: Streaming<v1::UpdatePart>,
+    ) -> Result<v1::SubmitReply, Status> {
+        let Some(v1::UpdatePart { part: Some(Part::Header(header)) }) = next(&mut parts).await?
+        else {
+            return Err(Status::invalid_argument("an update begins with its header"));
+        };
+        let (run, contribution) = announced(header)?;
+        let total = contribution.delta_bytes();
+        let admitted = self.admit(&run, &client, &contribution).await?;
+        if admitted.admission == Admission::AlreadyHere {
+            return Ok(v1::SubmitReply { already_had_it: true });
+        }
+        let mut part = next(&mut parts).await?;
+        let from = match &part {
+            Some(v1::UpdatePart { part: Some(Part::Chunk(first)) }) => Some(first.offset),
+            _ => None,
+        };
+        let turn = self.uploads.turn(&client).await?;
+        let mut upload = self.uploads.open(turn, &run, &client, &contribution, from).await?;
+        let mut reassembly = Reassembly::new(upload.offset, total);
+        let mut changes = self.driver.changes();
+        while let Some(got) = part {
+            let Some(Part::Chunk(chunk)) = got.part else {
+                return Err(Status::invalid_argument("an update has one header, then chunks"));
+            };
+            reassembly.accept(&chunk)?;
+            upload.write(chunk).await?;
+            let arrives = next(&mut parts);
+            tokio::pin!(arrives);
+            part = loop {
+                tokio::select! {
+                    part = &mut arrives => break part?,
+                    refusal = upload.taken_over() => return Err(refusal),
+                    // A round that closed meanwhile wants no more bytes.
+                    changed = changes.changed() => {
+                        changed.map_err(|_| status(DriverError::Stopping))?;
+                        self.admit(&run, &client, &contribution).await?;
+                    }
+                }
+            };
+        }
+        reassembly.finish()?;
+        upload.finish(contribution.update.0).await?;
+        debug!(%run, %client, bytes = total, "update stored");
+        self.check_norm(&run, &client, &contribution, admitted.aggregation).await?;
+        let event = Event::Submitted { client, contribution };
+        let changed = self.driver.step(run, event).await.map_err(status)?;
+        Ok(v1::SubmitReply { already_had_it: !changed })
+    }
+
+    /// Looks at a stored update's norm, where the plan bounds it; one that passes the bound is on record.
+    async fn check_norm(
+        &self,
+        run: &RunId,
+        client: &ClientId,
+        contribution: &Contribution,
+        aggregation: Aggregation,
+    ) -> Result<(), Status> {
+        if aggregation.update_norm_max_l2.is_none() || contribution.round == 0 {
+            return Ok(());
+        }
+        let blobs = Arc::clone(self.driver.blobs());
+        let update = contribution.update;
+        let norm = tokio::task::spawn_blocking(move || aggregate::norm_steps(&blobs, update))
+            .await
+            .map_err(|e| Status::internal(e.to_string()))?
+            .map_err(|e| Status::internal(format!("update {update} cannot be read: {e}")))?;
+        let Err(refusal) = aggregation.check_norm(norm) else { return Ok(()) };
+        let (client, round) = (client.clone(), contribution.round);
+        let reason = refusal.to_string();
+        self.driver
+            .step(run.clone(), Event::Refused { client, round, reason })
+            .await
+            .map_err(status)?;
+        Err(status_of_rejection(&refusal))
+    }
+
+    async fn admit(
+        &self,
+        run: &RunId,
+        client: &ClientId,
+        contribution: &Contribution,
+    ) -> Result<Admitted, Status> {
+        let (run, client) = (run.clone(), client.clone());
+        self.driver.admit(run, client, contribution.clone()).await.map_err(status)
+    }
 }
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -69,15 +174,18 @@ impl Federation for FederationService {
 
     async fn follow(&self, request: Request<v1::FollowRequest>) -> Reply<Self::FollowStream> {
         let client = identity::client(&request)?;
+        // A connection that has grown old is left by its client when this stream ends.
+        let ends = identity::connection(&request)?.ages;
         let open = request.into_inner().open_run_ids;
         if open.len() > OPEN_RUNS_MAX {
             return Err(Status::invalid_argument(format!("more than {OPEN_RUNS_MAX} open runs")));
         }
         let mut open = open.iter().map(|id| run_id(id)).collect::<Result<BTreeSet<RunId>, _>>()?;
         let driver = self.driver.clone();
-        let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
+        let (sender, receiver) = mpsc::channel(QUEUED_ASSIGNMENTS_MAX);
         let following = driver.presence().follow(client.clone());
-        tokio::spawn(async move {
+        let who = client.clone();
+        let task = tokio::spawn(async move {
             let _following = following;
             let mut changes = driver.changes();
             let mut sent = BTreeSet::new();
@@ -115,9 +223,11 @@ impl Federation for FederationService {
                     changed = changes.changed() => if changed.is_err() { return },
                     () = sender.closed() => return,
                     () = tokio::time::sleep(NEWS_PAUSE) => {}
+                    () = tokio::time::sleep_until(ends) => return,
                 }
             }
         });
+        self.follows.enter(&who, task.abort_handle());
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
@@ -168,7 +278,25 @@ impl Federation for FederationService {
                 ModelDigest(wanted)
             )));
         }
-        Ok(Response::new(stream_blob(&self.driver, wanted, request.offset)?))
+        let (chunks, task) = stream_blob(&self.driver, wanted, request.offset).await?;
+        self.downloads.enter(&client, task);
+        Ok(Response::new(chunks))
+    }
+
+    async fn upload_offset(
+        &self,
+        request: Request<v1::UpdateHeader>,
+    ) -> Reply<v1::UploadOffsetReply> {
+        let client = identity::client(&request)?;
+        let (run, contribution) = announced(request.into_inner())?;
+        let admitted = self.admit(&run, &client, &contribution).await?;
+        let already_had_it = admitted.admission == Admission::AlreadyHere;
+        let turn = self.uploads.turn(&client).await?;
+        let offset = match already_had_it {
+            true => contribution.delta_bytes(),
+            false => self.uploads.offset(&turn, &run, &client, &contribution).await?,
+        };
+        Ok(Response::new(v1::UploadOffsetReply { offset, already_had_it }))
     }
 
     async fn submit_update(
@@ -176,77 +304,11 @@ impl Federation for FederationService {
         request: Request<Streaming<v1::UpdatePart>>,
     ) -> Reply<v1::SubmitReply> {
         let client = identity::client(&request)?;
-        let mut parts = request.into_inner();
-        let Some(v1::UpdatePart { part: Some(Part::Header(header)) }) = next(&mut parts).await?
-        else {
-            return Err(Status::invalid_argument("an update begins with its header"));
-        };
-        let run = run_id(&header.run_id)?;
-        let total = header.total_bytes;
-        let contribution = Contribution::try_from(header)?;
-        if total != contribution.delta_bytes() {
-            return Err(Status::invalid_argument(format!(
-                "update header: {total} bytes for {} parameters of four bytes",
-                contribution.n_parameters
-            )));
-        }
-        let admitted = self
-            .driver
-            .admit(run.clone(), client.clone(), contribution.clone())
-            .await
-            .map_err(status)?;
-        if admitted.admission == Admission::AlreadyHere {
-            return Ok(Response::new(v1::SubmitReply { already_had_it: true }));
-        }
-        let blobs = Arc::clone(self.driver.blobs());
-        let mut writer = Some(blocking(move || blobs.writer()).await?);
-        let mut reassembly = Reassembly::new(total);
-        while let Some(part) = next(&mut parts).await? {
-            let Some(Part::Chunk(chunk)) = part.part else {
-                return Err(Status::invalid_argument("an update has one header, then chunks"));
-            };
-            reassembly.accept(&chunk)?;
-            let mut open = writer.take().expect("put back after each chunk");
-            writer = Some(blocking(move || open.write(&chunk.data).map(|()| open)).await?);
-        }
-        reassembly.finish()?;
-        let open = writer.take().expect("put back after each chunk");
-        let expected = contribution.update.0;
-        blocking(move || open.finish_expecting(expected)).await?;
-        debug!(%run, %client, bytes = total, "update stored");
-        self.check_norm(&run, &client, &contribution, admitted.aggregation).await?;
-        let event = Event::Submitted { client, contribution };
-        let changed = self.driver.step(run, event).await.map_err(status)?;
-        Ok(Response::new(v1::SubmitReply { already_had_it: !changed }))
-    }
-}
-
-impl FederationService {
-    /// Looks at a stored update's norm, where the plan bounds it; one that passes the bound is on record.
-    async fn check_norm(
-        &self,
-        run: &RunId,
-        client: &ClientId,
-        contribution: &Contribution,
-        aggregation: Aggregation,
-    ) -> Result<(), Status> {
-        if aggregation.update_norm_max_l2.is_none() || contribution.round == 0 {
-            return Ok(());
-        }
-        let blobs = Arc::clone(self.driver.blobs());
-        let update = contribution.update;
-        let norm = tokio::task::spawn_blocking(move || aggregate::norm_steps(&blobs, update))
-            .await
-            .map_err(|e| Status::internal(e.to_string()))?
-            .map_err(|e| Status::internal(format!("update {update} cannot be read: {e}")))?;
-        let Err(refusal) = aggregation.check_norm(norm) else { return Ok(()) };
-        let (client, round) = (client.clone(), contribution.round);
-        let reason = refusal.to_string();
-        self.driver
-            .step(run.clone(), Event::Refused { client, round, reason })
-            .await
-            .map_err(status)?;
-        Err(status_of_rejection(&refusal))
+        let service = self.clone();
+        // A task of its own: what is in memory when the connection breaks is still taken, and need not be
+        // sent again.
+        let received = tokio::spawn(service.receive(client, request.into_inner()));
+        received.await.map_err(|e| Status::internal(e.to_string()))?.map(Response::new)
     }
 }
 
@@ -260,50 +322,58 @@ async fn next<T>(stream: &mut Streaming<T>) -> Result<Option<T>, Status> {
     })?
 }
 
-/// Disk work off the network's threads.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, comity_journal::BlobError> + Send + 'static,
-) -> Result<T, Status> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Status::internal(e.to_string()))?.map_err(
-        |error| match error {
-            comity_journal::BlobError::DigestMismatch { .. } => {
-                Status::data_loss(format!("{error}; send the update again"))
-            }
-            other => Status::internal(other.to_string()),
-        },
-    )
-}
-
-/// The blob's chunks from `offset` on, read as the peer takes them.
-pub(super) fn stream_blob(
+/// The blob's chunks from `offset` on, read as the peer takes them; and the task that reads, which ends when
+/// the peer takes nothing for long.
+pub(super) async fn stream_blob(
     driver: &DriverHandle,
     wanted: [u8; 32],
     offset: u64,
-) -> Result<Sending<v1::Chunk>, Status> {
-    let internal = |e: &dyn std::fmt::Display| Status::internal(e.to_string());
-    let mut reader = driver.blobs().reader(&wanted).map_err(|e| internal(&e))?;
-    if offset > reader.len() {
-        return Err(Status::out_of_range(format!("offset {offset} of {} bytes", reader.len())));
+) -> Result<(Sending<v1::Chunk>, AbortHandle), Status> {
+    let blobs = Arc::clone(driver.blobs());
+    let mut reader = blocking(move || blobs.reader(&wanted)).await?;
+    let total = reader.len();
+    if offset > total {
+        return Err(Status::out_of_range(format!("offset {offset} of {total} bytes")));
     }
-    reader.seek(SeekFrom::Start(offset)).map_err(|e| internal(&e))?;
-    let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
-    tokio::task::spawn_blocking(move || {
+    reader.seek(SeekFrom::Start(offset)).map_err(|e| Status::internal(e.to_string()))?;
+    let (sender, receiver) = mpsc::channel(QUEUED_CHUNKS_MAX);
+    let task = tokio::spawn(async move {
         let mut at = offset;
-        while at < reader.len() {
-            let n = (reader.len() - at).min(CHUNK_BYTES as u64);
-            let mut data = vec![0; n as usize];
-            let part = match reader.read_exact(&mut data) {
-                Ok(()) => Ok(v1::Chunk { offset: at, data: data.into() }),
-                Err(error) => Err(Status::internal(error.to_string())),
-            };
-            let failed = part.is_err();
-            if sender.blocking_send(part).is_err() || failed {
-                return;
+        while at < total {
+            // A peer that takes nothing holds neither a thread nor a file for longer than this.
+            let place = tokio::time::timeout(PROGRESS_TIMEOUT, sender.reserve()).await;
+            let Ok(Ok(place)) = place else { return };
+            let n = (total - at).min(CHUNK_BYTES as u64);
+            let read = tokio::task::spawn_blocking(move || {
+                let mut data = vec![0; n as usize];
+                reader.read_exact(&mut data).map(|()| (reader, data))
+            });
+            match read.await {
+                Ok(Ok((back, data))) => {
+                    reader = back;
+                    place.send(Ok(v1::Chunk { offset: at, data: data.into() }));
+                }
+                Ok(Err(error)) => return place.send(Err(Status::internal(error.to_string()))),
+                Err(error) => return place.send(Err(Status::internal(error.to_string()))),
             }
             at += n;
         }
     });
-    Ok(Box::pin(ReceiverStream::new(receiver)))
+    Ok((Box::pin(ReceiverStream::new(receiver)), task.abort_handle()))
+}
+
+/// An update's run and contribution, as its header announces them.
+fn announced(header: v1::UpdateHeader) -> Result<(RunId, Contribution), Status> {
+    let run = run_id(&header.run_id)?;
+    let total = header.total_bytes;
+    let contribution = Contribution::try_from(header)?;
+    if total != contribution.delta_bytes() {
+        return Err(Status::invalid_argument(format!(
+            "update header: {total} bytes for {} parameters of four bytes",
+            contribution.n_parameters
+        )));
+    }
+    Ok((run, contribution))
 }
 
 /// What tells one assignment from another on a stream.

@@ -2,6 +2,7 @@
 
 use comity_certs::{Identity, Role};
 use comity_federation::ClientId;
+use comity_proto::limits::CONNECTIONS_MAX;
 use comity_proto::transport::PeerCertificates;
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
@@ -15,11 +16,14 @@ pub(crate) struct Authenticate {
 
 impl Interceptor for Authenticate {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let certificate = request
-            .extensions()
-            .get::<PeerCertificates>()
-            .and_then(|peer| peer.chain.first())
-            .ok_or_else(|| Status::unauthenticated("the connection has no client certificate"))?;
+        let peer = connection(&request)?;
+        if peer.crowded {
+            return Err(Status::resource_exhausted(format!(
+                "{CONNECTIONS_MAX} connections are open, as many as the coordinator takes; try again \
+                 in a while"
+            )));
+        }
+        let certificate = peer.chain.first().ok_or_else(no_certificate)?;
         let identity = Identity::of_certificate(certificate)
             .map_err(|e| Status::unauthenticated(e.to_string()))?;
         if identity.federation != self.federation {
@@ -31,6 +35,15 @@ impl Interceptor for Authenticate {
         request.extensions_mut().insert(identity);
         Ok(request)
     }
+}
+
+/// The connection on which the call came.
+pub(super) fn connection<T>(request: &Request<T>) -> Result<&PeerCertificates, Status> {
+    request.extensions().get::<PeerCertificates>().ok_or_else(no_certificate)
+}
+
+fn no_certificate() -> Status {
+    Status::unauthenticated("the connection has no client certificate")
 }
 
 /// The client that calls.

@@ -1,8 +1,10 @@
 //! The gRPC services: authenticate, convert, ask the driver, answer.  No rule of a run is here.
 
 mod control;
+mod crowd;
 mod federation;
 mod identity;
+mod uploads;
 
 pub(crate) use control::ControlService;
 pub(crate) use federation::FederationService;
@@ -22,4 +24,18 @@ fn status(error: DriverError) -> Status {
         DriverError::Storage(_) => Status::internal(error.to_string()),
         DriverError::Stopping => Status::unavailable(error.to_string()),
     }
+}
+
+/// Disk work off the network's threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, comity_journal::BlobError> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Status::internal(e.to_string()))?.map_err(
+        |error| match error {
+            comity_journal::BlobError::DigestMismatch { .. } => {
+                Status::data_loss(error.to_string())
+            }
+            other => Status::internal(other.to_string()),
+        },
+    )
 }

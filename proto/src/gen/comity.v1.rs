@@ -182,6 +182,15 @@ pub struct UpdateHeader {
     pub loss_sum: ::core::option::Option<i64>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UploadOffsetReply {
+    /// First byte that is wanted.
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    /// The whole update had arrived before; there is nothing to send.
+    #[prost(bool, tag = "2")]
+    pub already_had_it: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SubmitReply {
     /// The same update had arrived before; sending it again was harmless.
     #[prost(bool, tag = "1")]
@@ -405,7 +414,32 @@ pub mod federation_client {
                 .insert(GrpcMethod::new("comity.v1.Federation", "FetchModel"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// An update: one header, then its bytes in chunks.
+        /// How much of an update has arrived already: where its bytes are to go on.
+        pub async fn upload_offset(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateHeader>,
+        ) -> std::result::Result<
+            tonic::Response<super::UploadOffsetReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/comity.v1.Federation/UploadOffset",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("comity.v1.Federation", "UploadOffset"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// An update: one header, then its bytes in chunks, from 0 or from where `UploadOffset` says.
         pub async fn submit_update(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::UpdatePart>,
@@ -484,7 +518,15 @@ pub mod federation_server {
             &self,
             request: tonic::Request<super::FetchModelRequest>,
         ) -> std::result::Result<tonic::Response<Self::FetchModelStream>, tonic::Status>;
-        /// An update: one header, then its bytes in chunks.
+        /// How much of an update has arrived already: where its bytes are to go on.
+        async fn upload_offset(
+            &self,
+            request: tonic::Request<super::UpdateHeader>,
+        ) -> std::result::Result<
+            tonic::Response<super::UploadOffsetReply>,
+            tonic::Status,
+        >;
+        /// An update: one header, then its bytes in chunks, from 0 or from where `UploadOffset` says.
         async fn submit_update(
             &self,
             request: tonic::Request<tonic::Streaming<super::UpdatePart>>,
@@ -832,6 +874,49 @@ pub mod federation_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/comity.v1.Federation/UploadOffset" => {
+                    #[allow(non_camel_case_types)]
+                    struct UploadOffsetSvc<T: Federation>(pub Arc<T>);
+                    impl<T: Federation> tonic::server::UnaryService<super::UpdateHeader>
+                    for UploadOffsetSvc<T> {
+                        type Response = super::UploadOffsetReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateHeader>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Federation>::upload_offset(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UploadOffsetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

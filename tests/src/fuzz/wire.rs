@@ -2,10 +2,9 @@
 
 use std::fmt::Debug;
 
-use bytes::Bytes;
 use comity_certs::Identity;
 use comity_federation::{ClientId, Contribution, ModelDigest, Plan, RunId, RunReport};
-use comity_proto::chunk::{CHUNK_BYTES, Reassembly, split};
+use comity_proto::chunk::{CHUNK_BYTES, CHUNK_BYTES_MIN, Reassembly};
 use comity_proto::convert::{digest, run_id, update_header};
 use comity_proto::limits::PLAN_BYTES_MAX;
 use comity_proto::v1;
@@ -23,7 +22,7 @@ pub fn chunk_stream(bytes: &[u8]) -> bool {
     let (words, _) = bytes.as_chunks::<4>();
     let mut words = words.iter().map(|word| u32::from_le_bytes(*word));
     let total = u64::from(words.next().unwrap_or(0)) % TRANSFER_BYTES_MAX;
-    let mut reassembly = Reassembly::new(total);
+    let mut reassembly = Reassembly::new(0, total);
     let mut taken = 0u64;
     while let (Some(offset), Some(len)) = (words.next(), words.next()) {
         // Small numbers are as they stand, so that a seed can be read; large ones may wrap the end.
@@ -38,14 +37,16 @@ pub fn chunk_stream(bytes: &[u8]) -> bool {
             assert!((1..=CHUNK_BYTES).contains(&len), "a chunk of {len} bytes was taken");
             taken += len as u64;
             assert!(taken <= total, "more was taken than announced");
+            assert!(len >= CHUNK_BYTES_MIN || taken == total, "a chunk of {len} bytes was taken");
         }
     }
     let complete = reassembly.finish().is_ok();
     assert_eq!(complete, taken == total);
 
-    let mut whole = Reassembly::new(bytes.len() as u64);
+    let mut whole = Reassembly::new(0, bytes.len() as u64);
     let mut back = Vec::new();
-    for chunk in split(Bytes::copy_from_slice(bytes)) {
+    for data in bytes.chunks(CHUNK_BYTES) {
+        let chunk = v1::Chunk { offset: back.len() as u64, data: data.to_vec().into() };
         whole.accept(&chunk).expect("our own chunks follow one another");
         back.extend_from_slice(&chunk.data);
     }

@@ -153,7 +153,8 @@ pub(crate) fn serve_raw() -> anyhow::Result<()> {
         let service = FederationServer::new(Sink)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let connections = incoming(listener, Arc::new(ArcSwap::from(tls)), HANDSHAKE_TIMEOUT);
+        let tls = Arc::new(ArcSwap::from(tls));
+        let connections = incoming(listener, tls, HANDSHAKE_TIMEOUT, |_: &[u8]| String::new());
         let ended = tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new()));
         server_builder()
             .add_service(service)
@@ -224,6 +225,13 @@ impl Federation for Sink {
             Ok(v1::Chunk { offset: number * CHUNK_BYTES as u64, data: data.clone() })
         });
         Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
+    }
+
+    async fn upload_offset(
+        &self,
+        _: Request<v1::UpdateHeader>,
+    ) -> Result<Response<v1::UploadOffsetReply>, Status> {
+        not_here()
     }
 
     async fn submit_update(
