@@ -513,13 +513,12 @@ impl Node {
             }
         };
         let run = task.run.clone();
-        let update =
-            Update { run: task.run, round: task.round, plan: task.plan, base: task.model, release };
+        let update = Update::new(&task, &part.plan, &self.id, release);
         // A round that closed meanwhile is not released: its record would be one that the journal cannot
         // replay. What was debited stays debited.
-        let event = ParticipantEvent::Trained { contribution: update.contribution() };
+        let event = ParticipantEvent::Trained { contribution: update.contribution().clone() };
         if let Err(refusal) = part.participant.clone().step(event) {
-            info!(%run, round = update.round, %refusal, "trained too late; nothing is released");
+            info!(%run, round = task.round, %refusal, "trained too late; nothing is released");
             return Ok(Ok(()));
         }
         let event = self.store.released(&update).context("the release cannot be recorded")?;

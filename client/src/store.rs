@@ -179,8 +179,8 @@ impl Store {
     /// Stores a released update, and commits it with its event in one record; only then may it
     /// leave.
     pub(crate) fn released(&mut self, update: &Update) -> anyhow::Result<ParticipantEvent> {
-        let contribution = update.contribution();
-        let stored = self.blobs.put(&update.delta_bytes())?;
+        let contribution = update.contribution().clone();
+        let stored = self.blobs.put(update.delta_bytes())?;
         assert_eq!(stored, contribution.update.0, "both are BLAKE3 of the same bytes");
         let event = ParticipantEvent::Trained { contribution };
         let run = update.run.clone();

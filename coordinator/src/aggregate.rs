@@ -5,7 +5,8 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 
 use anyhow::{Context as _, ensure};
 use comity_federation::{
-    Accumulator, Aggregation, Fold, Manifest, ModelDigest, Plan, SquareSum, UpdateDigest, Updates,
+    Accumulator, Aggregation, Contribution, Fold, Manifest, ModelDigest, Plan, SquareSum,
+    UpdateDigest, UpdateEncoding, Updates,
 };
 use comity_journal::{BlobReader, BlobStore};
 
@@ -20,24 +21,36 @@ struct Stored<'a> {
     updates: Vec<UpdateDigest>,
     /// As many as are kept open, with the byte at which each stands.
     open: Vec<(BlobReader, u64)>,
+    encoding: UpdateEncoding,
+    n_coordinates: usize,
+    /// Encoded bytes on their way to be decoded.
+    encoded: Vec<u8>,
 }
 
 impl<'a> Stored<'a> {
-    /// The updates, each of which is to have `n_bytes`.
+    /// The updates, each of which is to have `n_coordinates`.
     fn open(
         blobs: &'a BlobStore,
-        updates: &[(UpdateDigest, u64)],
-        n_bytes: u64,
+        updates: impl IntoIterator<Item = UpdateDigest>,
+        encoding: UpdateEncoding,
+        n_coordinates: usize,
     ) -> anyhow::Result<Self> {
-        let mut stored =
-            Self { blobs, updates: updates.iter().map(|u| u.0).collect(), open: Vec::new() };
+        let mut stored = Self {
+            blobs,
+            updates: updates.into_iter().collect(),
+            open: Vec::new(),
+            encoding,
+            n_coordinates,
+            encoded: Vec::new(),
+        };
+        let n_bytes = encoding.bytes(n_coordinates as u64);
         for digest in &stored.updates {
             let reader = blobs.reader(&digest.0).with_context(|| format!("update {digest}"))?;
             ensure!(
                 reader.len() == n_bytes,
                 "update {digest} has another length than the model's trained part"
             );
-            if updates.len() <= OPEN_FILES_MAX {
+            if stored.updates.len() <= OPEN_FILES_MAX {
                 stored.open.push((reader, 0));
             }
         }
@@ -58,12 +71,22 @@ impl Updates for Stored<'_> {
                 (&mut opened.0, &mut opened.1)
             }
         };
-        let from = 4 * from as u64;
-        if *at != from {
-            reader.seek(SeekFrom::Start(from))?;
+        let range = from..from + into.len() / 4;
+        let span = self.encoding.span(&range, self.n_coordinates);
+        if *at != span.start {
+            reader.seek(SeekFrom::Start(span.start))?;
         }
-        reader.read_exact(into).with_context(|| format!("update {digest}"))?;
-        *at = from + into.len() as u64;
+        let read = if self.encoding.is_exact() {
+            reader.read_exact(into)
+        } else {
+            self.encoded.resize((span.end - span.start) as usize, 0);
+            reader.read_exact(&mut self.encoded)
+        };
+        read.with_context(|| format!("update {digest}"))?;
+        if !self.encoding.is_exact() {
+            self.encoding.decode(&range, &self.encoded, into);
+        }
+        *at = span.end;
         Ok(())
     }
 }
@@ -100,7 +123,8 @@ pub(crate) fn fold(
     ensure!(trained <= base.len(), "the round's model is shorter than its plan says");
     let mut frozen = base.len() - trained;
     let weights = updates.iter().map(|(_, weight)| *weight).collect();
-    let mut stored = Stored::open(blobs, updates, trained)?;
+    let named = updates.iter().map(|(update, _)| *update);
+    let mut stored = Stored::open(blobs, named, settings.update_encoding, n_trainable)?;
     let fold = Fold::new(settings, weights, n_trainable, &mut stored)?;
     let mut next = blobs.writer()?;
     let mut bytes = Vec::new();
@@ -127,16 +151,15 @@ pub(crate) fn fold(
 }
 
 /// The L2 norm of a stored update in grid steps, rounded up; read chunk by chunk.
-pub(crate) fn norm_steps(blobs: &BlobStore, update: UpdateDigest) -> std::io::Result<u64> {
-    let mut reader = blobs.reader(&update.0).map_err(std::io::Error::other)?;
+pub(crate) fn norm_steps(blobs: &BlobStore, contribution: &Contribution) -> anyhow::Result<u64> {
+    let n = usize::try_from(contribution.n_parameters)?;
+    let mut stored = Stored::open(blobs, [contribution.update], contribution.encoding, n)?;
     let mut squares = SquareSum::default();
-    let mut chunk = vec![0; 4 * CHUNK_COORDINATES];
-    let mut left = reader.len();
-    while left > 0 {
-        let n = usize::try_from(left).unwrap_or(usize::MAX).min(chunk.len());
-        reader.read_exact(&mut chunk[..n])?;
-        squares.add(&chunk[..n]);
-        left -= n as u64;
+    let mut chunk = vec![0; 4 * CHUNK_COORDINATES.min(n)];
+    for from in (0..n).step_by(CHUNK_COORDINATES) {
+        let part = &mut chunk[..4 * CHUNK_COORDINATES.min(n - from)];
+        stored.read(0, from, part)?;
+        squares.add(part);
     }
     Ok(squares.norm())
 }
@@ -182,7 +205,7 @@ pub(crate) fn statistics(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use comity_federation::{Parameters, Strategy};
+    use comity_federation::{ClientId, Encoded, Parameters, PlanDigest, Rounding, Strategy};
 
     const STRATEGIES: [Strategy; 6] = [
         Strategy::Fedavg,
@@ -200,6 +223,7 @@ mod tests {
             fixed_point_bits: 22,
             country_weight_max: None,
             update_norm_max_l2: None,
+            update_encoding: UpdateEncoding::Int32,
         }
     }
 
@@ -261,6 +285,37 @@ mod tests {
     }
 
     #[test]
+    fn quantised_updates_fold_from_files_as_from_memory_whatever_the_chunks() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = BlobStore::open(dir.path()).unwrap();
+        let n = CHUNK_COORDINATES + 1234;
+        let base = vec![0.25f32; n];
+        let start = ModelDigest(blobs.put(&Parameters::new(base.clone()).to_bytes()).unwrap());
+        let client: ClientId = "KR/a".parse().unwrap();
+        for encoding in [UpdateEncoding::Int16, UpdateEncoding::Int8] {
+            let updates: Vec<Vec<u8>> = (1..=7)
+                .map(|round| {
+                    let rounding = Rounding { plan: PlanDigest([1; 32]), round, client: &client };
+                    let values: Vec<i32> =
+                        (0..n as i32).map(|i| i.wrapping_mul(40_503 * round as i32) / 64).collect();
+                    encoding.encode(&values, rounding)
+                })
+                .collect();
+            let digests: Vec<(UpdateDigest, u64)> =
+                updates.iter().map(|bytes| (UpdateDigest(blobs.put(bytes).unwrap()), 1)).collect();
+            let slices: Vec<&[u8]> = updates.iter().map(Vec::as_slice).collect();
+            for strategy in STRATEGIES {
+                let settings = Aggregation { update_encoding: encoding, ..settings(strategy) };
+                let mut memory = Encoded { updates: &slices, encoding, n_coordinates: n };
+                let Ok(at_once) = Fold::new(&settings, vec![1; 7], n, &mut memory);
+                let Ok(expected) = at_once.step(0..n, &base, &mut memory);
+                let next = fold(&blobs, &settings, start, n, &digests).unwrap();
+                assert_eq!(next, Parameters::new(expected).digest(), "{encoding:?} {strategy:?}");
+            }
+        }
+    }
+
+    #[test]
     fn frozen_parameters_are_copied() {
         let dir = tempfile::tempdir().unwrap();
         let blobs = BlobStore::open(dir.path()).unwrap();
@@ -282,8 +337,20 @@ mod tests {
         let n = 2 * CHUNK_COORDINATES + 6;
         let bytes = (-3i32).to_le_bytes().repeat(n);
         let update = UpdateDigest(blobs.put(&bytes).unwrap());
-        let norm = norm_steps(&blobs, update).unwrap() as f64;
+        let contribution = Contribution {
+            round: 1,
+            plan: PlanDigest([0; 32]),
+            base: ModelDigest([0; 32]),
+            update,
+            n_parameters: n as u64,
+            encoding: UpdateEncoding::Int32,
+            n_correct: None,
+            loss_sum: None,
+        };
+        let norm = norm_steps(&blobs, &contribution).unwrap() as f64;
         assert_eq!(norm, (9.0 * n as f64).sqrt().ceil());
+        let longer = Contribution { n_parameters: n as u64 + 1, ..contribution };
+        assert!(norm_steps(&blobs, &longer).is_err());
     }
 
     #[test]

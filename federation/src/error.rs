@@ -1,6 +1,6 @@
 //! What the rules refuse, and why.
 
-use crate::{ClientId, ModelDigest, PlanDigest};
+use crate::{ClientId, ModelDigest, PlanDigest, UpdateEncoding};
 
 /// Why a plan cannot be run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -94,6 +94,14 @@ pub enum Rejection {
         expected: u64,
         /// Of the update.
         got: u64,
+    },
+    /// The update's bytes are laid out otherwise than the plan says.
+    #[error("the update is encoded as {got:?}, the plan says {expected:?}; update this software")]
+    OtherEncoding {
+        /// Of the plan.
+        expected: UpdateEncoding,
+        /// Of the update.
+        got: UpdateEncoding,
     },
     /// A second, different update for the same round.
     #[error("{0} already contributed a different update to this round; only the first counts")]

@@ -9,6 +9,7 @@
 //! (`burn-models`), noise and budgets (`privacy`).
 
 mod accumulator;
+mod encoding;
 mod error;
 mod fixed;
 mod ids;
@@ -26,6 +27,7 @@ mod update;
 mod weights;
 
 pub use accumulator::Accumulator;
+pub use encoding::{Rounding, UpdateEncoding};
 pub use error::{PlanError, Rejection};
 pub use fixed::{FixedPoint, FixedPointError};
 pub use ids::{ClientId, Country, IdError, ModelDigest, PlanDigest, RunId, UpdateDigest};
@@ -42,6 +44,6 @@ pub use report::{
     ClientReport, ClientStanding, ContributionReport, RoundReport, RunReport, RunStatus,
 };
 pub use run::{Admission, Command, Effect, Event, Outcome, Run};
-pub use strategy::{Fold, Updates};
+pub use strategy::{Encoded, Fold, Updates};
 pub use time::Time;
 pub use update::{Contribution, Delta, RoundOutput, Update};

@@ -337,6 +337,7 @@ mod tests {
             base: ModelDigest([round as u8; 32]),
             update: UpdateDigest([5; 32]),
             n_parameters: 3,
+            encoding: crate::UpdateEncoding::Int32,
             n_correct: None,
             loss_sum: None,
         }

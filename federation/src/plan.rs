@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use aggregation::{Aggregation, Strategy};
 pub use cohort::{CohortPlan, LatePolicy, NamedClient, Sample, WeightRule};
 
-use crate::{ClientId, Layer, Manifest, ModelSpec, PlanDigest, PlanError};
+use crate::{ClientId, Layer, Manifest, ModelSpec, PlanDigest, PlanError, UpdateEncoding};
 
 /// The tensor of means with which a model begins that standardises features; the one of standard
 /// deviations follows it.
@@ -332,6 +332,12 @@ impl Plan {
         }
     }
 
+    /// How the updates of `round` travel: statistics are exact.
+    #[must_use]
+    pub fn update_encoding(&self, round: u32) -> UpdateEncoding {
+        if round == 0 { UpdateEncoding::Int32 } else { self.aggregation.update_encoding }
+    }
+
     /// How many privacy units `client` declares: persons where they are protected, else records.
     #[must_use]
     pub fn units_declared(&self, client: &NamedClient) -> u64 {
@@ -592,10 +598,12 @@ impl Plan {
                 self.staleness_max() == 0
                     && cohort.sample.is_none()
                     && cohort.min_weight_share.is_none()
-                    && self.aggregation.update_norm_max_l2.is_none(),
+                    && self.aggregation.update_norm_max_l2.is_none()
+                    && self.aggregation.update_encoding.is_exact(),
                 "cohort",
                 "where institutions are protected the cohort is drawn in secret and nobody is refused for \
-                 what it sends: leave out late, sample, min_weight_share and aggregation.update_norm_max_l2",
+                 what it sends: leave out late, sample, min_weight_share, aggregation.update_norm_max_l2 and \
+                 aggregation.update_encoding",
             )?;
         }
         if let PrivacyTerms::DpSgd { unit, clip_norm_l2, metrics, .. } = &self.privacy {

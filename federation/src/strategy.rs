@@ -18,7 +18,7 @@ pub(crate) use krum::UPDATES_MAX as KRUM_UPDATES_MAX;
 use std::ops::Range;
 
 use crate::accumulator::WEIGHT_TOTAL_MAX;
-use crate::{Aggregation, FixedPoint, Strategy};
+use crate::{Aggregation, FixedPoint, Strategy, UpdateEncoding};
 
 /// Most coordinates that are folded at once: few enough that their sum stays in the processor's cache.
 const CHUNK_COORDINATES_MAX: usize = 1 << 14;
@@ -44,6 +44,29 @@ impl Updates for [&[u8]] {
 
     fn read(&mut self, index: usize, from: usize, into: &mut [u8]) -> Result<(), Self::Error> {
         into.copy_from_slice(&self[index][4 * from..4 * from + into.len()]);
+        Ok(())
+    }
+}
+
+/// Encoded updates in memory, of so many coordinates each.
+#[derive(Debug)]
+pub struct Encoded<'a> {
+    /// The bytes of each.
+    pub updates: &'a [&'a [u8]],
+    /// How they are encoded.
+    pub encoding: UpdateEncoding,
+    /// How many coordinates each has.
+    pub n_coordinates: usize,
+}
+
+impl Updates for Encoded<'_> {
+    type Error = std::convert::Infallible;
+
+    fn read(&mut self, index: usize, from: usize, into: &mut [u8]) -> Result<(), Self::Error> {
+        let range = from..from + into.len() / 4;
+        let span = self.encoding.span(&range, self.n_coordinates);
+        let bytes = &self.updates[index][span.start as usize..span.end as usize];
+        self.encoding.decode(&range, bytes, into);
         Ok(())
     }
 }

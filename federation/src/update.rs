@@ -3,7 +3,9 @@
 use comity_privacy::Released;
 use serde::{Deserialize, Serialize};
 
-use crate::{ModelDigest, PlanDigest, RunId, UpdateDigest};
+use crate::{
+    ClientId, ModelDigest, Plan, PlanDigest, Rounding, RunId, Task, UpdateDigest, UpdateEncoding,
+};
 
 /// A model's change in fixed point, `[n_parameters]`; see [`FixedPoint`](crate::FixedPoint).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,28 +23,18 @@ impl Delta {
     pub fn values(&self) -> &[i32] {
         &self.0
     }
-
-    /// Little-endian bytes, four a parameter: what is stored, sent and hashed.
-    #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
-        self.0.iter().flat_map(|v| v.to_le_bytes()).collect()
-    }
 }
 
 /// What one round of a client lets out of the country, and nothing else: a [`Released`] delta
-/// and, where the plan asks for it, a released count.
+/// and, where the plan asks for it, released metrics.
 #[derive(Debug)]
 pub struct Update {
     /// For which run.
     pub run: RunId,
-    /// For which round, counted from 1; 0 for statistics before training.
-    pub round: u32,
-    /// Under which plan.
-    pub plan: PlanDigest,
-    /// The model from which training started.
-    pub base: ModelDigest,
     /// The released change and its receipt.
     pub release: Released<RoundOutput>,
+    bytes: Vec<u8>,
+    contribution: Contribution,
 }
 
 /// What leaves through the door in one round.
@@ -57,25 +49,41 @@ pub struct RoundOutput {
 }
 
 impl Update {
+    /// The update with which `client` answers `task` under `plan`.
+    #[must_use]
+    pub fn new(
+        task: &Task,
+        plan: &Plan,
+        client: &ClientId,
+        release: Released<RoundOutput>,
+    ) -> Self {
+        let RoundOutput { delta, n_correct, loss_sum } = release.value();
+        let encoding = plan.update_encoding(task.round);
+        let rounding = Rounding { plan: task.plan, round: task.round, client };
+        let bytes = encoding.encode(delta.values(), rounding);
+        let contribution = Contribution {
+            round: task.round,
+            plan: task.plan,
+            base: task.model,
+            update: UpdateDigest(*blake3::hash(&bytes).as_bytes()),
+            n_parameters: delta.values().len() as u64,
+            encoding,
+            n_correct: *n_correct,
+            loss_sum: *loss_sum,
+        };
+        Self { run: task.run.clone(), release, bytes, contribution }
+    }
+
     /// The delta's bytes, which are sent and stored under the digest of [`contribution`](Self::contribution).
     #[must_use]
-    pub fn delta_bytes(&self) -> Vec<u8> {
-        self.release.value().delta.to_bytes()
+    pub fn delta_bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// The header that travels before the delta's bytes.
     #[must_use]
-    pub fn contribution(&self) -> Contribution {
-        let bytes = self.delta_bytes();
-        Contribution {
-            round: self.round,
-            plan: self.plan,
-            base: self.base,
-            update: UpdateDigest(*blake3::hash(&bytes).as_bytes()),
-            n_parameters: self.release.value().delta.values().len() as u64,
-            n_correct: self.release.value().n_correct,
-            loss_sum: self.release.value().loss_sum,
-        }
+    pub fn contribution(&self) -> &Contribution {
+        &self.contribution
     }
 }
 
@@ -95,6 +103,9 @@ pub struct Contribution {
     pub update: UpdateDigest,
     /// Number of values in the delta.
     pub n_parameters: u64,
+    /// How they lie in its bytes.
+    #[serde(default, skip_serializing_if = "UpdateEncoding::is_exact")]
+    pub encoding: UpdateEncoding,
     /// Noisy count of own records classified correctly.
     pub n_correct: Option<i64>,
     /// Noisy sum of own records' losses, in units of 2^-10 nats.
@@ -106,6 +117,6 @@ impl Contribution {
     /// Length of the delta's bytes.
     #[must_use]
     pub fn delta_bytes(&self) -> u64 {
-        self.n_parameters.saturating_mul(4)
+        self.encoding.bytes(self.n_parameters)
     }
 }

@@ -2,7 +2,7 @@
 
 use comity_federation::{
     ClientId, ClientReport, ClientStanding, Contribution, ContributionReport, ModelDigest,
-    PlanDigest, RoundReport, RunId, RunReport, RunStatus, Time, UpdateDigest,
+    PlanDigest, RoundReport, RunId, RunReport, RunStatus, Time, UpdateDigest, UpdateEncoding,
 };
 use tonic::Status;
 
@@ -61,7 +61,14 @@ pub fn client(text: &str) -> Result<ClientId, WireError> {
 impl TryFrom<v1::UpdateHeader> for Contribution {
     type Error = WireError;
     fn try_from(wire: v1::UpdateHeader) -> Result<Self, WireError> {
+        let encoding = match v1::UpdateEncoding::try_from(wire.encoding) {
+            Ok(v1::UpdateEncoding::Int32) => UpdateEncoding::Int32,
+            Ok(v1::UpdateEncoding::Int16) => UpdateEncoding::Int16,
+            Ok(v1::UpdateEncoding::Int8) => UpdateEncoding::Int8,
+            Err(_) => return Err(field("encoding", format!("{} is unknown", wire.encoding))),
+        };
         Ok(Self {
+            encoding,
             round: wire.round,
             plan: PlanDigest(digest("plan_digest", &wire.plan_digest)?),
             base: ModelDigest(digest("base_digest", &wire.base_digest)?),
@@ -76,7 +83,13 @@ impl TryFrom<v1::UpdateHeader> for Contribution {
 /// The header under which `contribution` travels for `run`.
 #[must_use]
 pub fn update_header(run: &RunId, contribution: &Contribution) -> v1::UpdateHeader {
+    let encoding = match contribution.encoding {
+        UpdateEncoding::Int32 => v1::UpdateEncoding::Int32,
+        UpdateEncoding::Int16 => v1::UpdateEncoding::Int16,
+        UpdateEncoding::Int8 => v1::UpdateEncoding::Int8,
+    };
     v1::UpdateHeader {
+        encoding: encoding.into(),
         run_id: run.to_string(),
         round: contribution.round,
         plan_digest: contribution.plan.0.to_vec().into(),
@@ -329,12 +342,19 @@ mod tests {
             base: ModelDigest([2; 32]),
             update: UpdateDigest([3; 32]),
             n_parameters: 9,
+            encoding: UpdateEncoding::Int32,
             n_correct: None,
             loss_sum: Some(5),
         };
         let header = update_header(&report().run, &contribution);
         assert_eq!(header.total_bytes, 36);
         assert_eq!(Contribution::try_from(header).unwrap(), contribution);
+        let quantised = Contribution { encoding: UpdateEncoding::Int8, ..contribution };
+        let header = update_header(&report().run, &quantised);
+        assert_eq!(header.total_bytes, 10);
+        let unknown = v1::UpdateHeader { encoding: 9, ..header.clone() };
+        assert_eq!(Contribution::try_from(header).unwrap(), quantised);
+        assert!(Contribution::try_from(unknown).unwrap_err().to_string().contains("encoding"));
     }
 
     #[test]

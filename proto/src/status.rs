@@ -19,6 +19,7 @@ pub fn status_of_rejection(rejection: &Rejection) -> Status {
         Rejection::OtherPlan { .. }
         | Rejection::OtherBase { .. }
         | Rejection::WrongSize { .. }
+        | Rejection::OtherEncoding { .. }
         | Rejection::Copied
         | Rejection::NormPassed { .. } => Status::invalid_argument(message),
         Rejection::AlreadyContributed(_) => Status::already_exists(message),

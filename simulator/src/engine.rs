@@ -14,9 +14,9 @@ use comity_burn_models::{
 };
 use comity_datasets::Dataset;
 use comity_federation::{
-    Accumulator, Aggregation, ClientId, Effect, Event, Fold, ModelDigest, Outcome, Parameters,
-    Participant, ParticipantEffect, ParticipantEvent, Plan, Policy, Rejection, Run, RunId,
-    RunReport, SquareSum, Task, Time, Update, UpdateDigest,
+    Accumulator, Aggregation, ClientId, Effect, Encoded, Event, Fold, ModelDigest, Outcome,
+    Parameters, Participant, ParticipantEffect, ParticipantEvent, Plan, Policy, Rejection, Run,
+    RunId, RunReport, SquareSum, Task, Time, Update, UpdateDigest,
 };
 use comity_privacy::{
     Charge, Ledger, LedgerEntry, Limit, Mechanism, PrivacyPlan, ReservationKey, Statement,
@@ -303,7 +303,11 @@ impl<'a> Engine<'a> {
             let settings = &self.simulation.plan.aggregation;
             let mut squares = SquareSum::default();
             if settings.update_norm_max_l2.is_some() && round > 0 {
-                squares.add(&self.updates[&contribution.update]);
+                let mut words = vec![0; 4 * contribution.n_parameters as usize];
+                let all = 0..contribution.n_parameters as usize;
+                let encoded = &self.updates[&contribution.update];
+                contribution.encoding.decode(&all, encoded, &mut words);
+                squares.add(&words);
             }
             settings.check_norm(squares.norm()).err()
         });
@@ -385,8 +389,8 @@ impl<'a> Engine<'a> {
             let base = Arc::clone(&self.bases[&task.model]);
             let event = match client.train(&id, &task, self.simulation, &base, observe) {
                 Ok(update) => {
-                    let contribution = update.contribution();
-                    self.updates.insert(contribution.update, update.delta_bytes());
+                    let contribution = update.contribution().clone();
+                    self.updates.insert(contribution.update, update.delta_bytes().to_vec());
                     ParticipantEvent::Trained { contribution }
                 }
                 // As at a real client: the round goes on without it, and its record says why.
@@ -412,7 +416,7 @@ impl<'a> Engine<'a> {
         }
         // An update holds the trained parameters, the first ones; the frozen ones stay.
         let n_trainable = plan.manifest()?.n_trainable();
-        let mut deltas: Vec<&[u8]> =
+        let deltas: Vec<&[u8]> =
             updates.iter().map(|(digest, _)| self.updates[digest].as_slice()).collect();
         let model = if let Some(trusted) = &mut self.trusted {
             let (next, digest) =
@@ -421,6 +425,11 @@ impl<'a> Engine<'a> {
             digest
         } else {
             let weights = updates.iter().map(|(_, weight)| *weight).collect();
+            let mut deltas = Encoded {
+                updates: &deltas,
+                encoding: plan.update_encoding(round),
+                n_coordinates: n_trainable,
+            };
             let next = next_model(&plan.aggregation, &self.model, weights, &mut deltas);
             self.model = Arc::new(next);
             self.model.digest()
@@ -532,9 +541,9 @@ fn next_model(
     settings: &Aggregation,
     model: &Parameters,
     weights: Vec<u64>,
-    updates: &mut [&[u8]],
+    updates: &mut Encoded<'_>,
 ) -> Parameters {
-    let n_trainable = updates.first().map_or(0, |update| update.len() / 4);
+    let n_trainable = updates.n_coordinates;
     let (trained, frozen) = model.values().split_at(n_trainable);
     let Ok(fold) = Fold::new(settings, weights, n_trainable, updates);
     let mut next = Vec::with_capacity(model.values().len());
@@ -580,13 +589,7 @@ impl Client<'_> {
         let release = local_round(&round, privacy, reservation, &mut |step, n_steps| {
             observe(Progress::Step { round: task.round, client: id, step, n_steps });
         })?;
-        let update = Update {
-            run: task.run.clone(),
-            round: task.round,
-            plan: task.plan,
-            base: task.model,
-            release,
-        };
+        let update = Update::new(task, simulation.plan, id, release);
         let bytes = update.contribution().update.0;
         self.ledger.commit(&mut self.entries, update.release.receipt(), bytes)?;
         Ok(update)

@@ -331,6 +331,7 @@ impl World {
             base: task.model,
             update: update(task.round, index),
             n_parameters: 20,
+            encoding: comity_federation::UpdateEncoding::Int32,
             n_correct: None,
             loss_sum: None,
         };

@@ -120,11 +120,11 @@ impl FederationService {
             return Ok(());
         }
         let blobs = Arc::clone(self.driver.blobs());
-        let update = contribution.update;
-        let norm = tokio::task::spawn_blocking(move || aggregate::norm_steps(&blobs, update))
+        let stored = contribution.clone();
+        let norm = tokio::task::spawn_blocking(move || aggregate::norm_steps(&blobs, &stored))
             .await
             .map_err(|e| Status::internal(e.to_string()))?
-            .map_err(|e| Status::internal(format!("update {update} cannot be read: {e}")))?;
+            .map_err(|e| Status::internal(format!("the update cannot be read: {e:#}")))?;
         let Err(refusal) = aggregation.check_norm(norm) else { return Ok(()) };
         let (client, round) = (client.clone(), contribution.round);
         let reason = refusal.to_string();
@@ -369,8 +369,8 @@ fn announced(header: v1::UpdateHeader) -> Result<(RunId, Contribution), Status> 
     let contribution = Contribution::try_from(header)?;
     if total != contribution.delta_bytes() {
         return Err(Status::invalid_argument(format!(
-            "update header: {total} bytes for {} parameters of four bytes",
-            contribution.n_parameters
+            "update header: {total} bytes for {} parameters as {:?}",
+            contribution.n_parameters, contribution.encoding
         )));
     }
     Ok((run, contribution))

@@ -259,6 +259,7 @@ mod tests {
                 base: ModelDigest([2; 32]),
                 update: UpdateDigest(*blake3::hash(&self.bytes).as_bytes()),
                 n_parameters: self.bytes.len() as u64 / 4,
+                encoding: comity_federation::UpdateEncoding::Int32,
                 n_correct: None,
                 loss_sum: None,
             }

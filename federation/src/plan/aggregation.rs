@@ -7,7 +7,7 @@ use super::{check, positive};
 #[cfg(doc)]
 use crate::SquareSum;
 use crate::strategy::KRUM_UPDATES_MAX;
-use crate::{FixedPoint, PlanError, Rejection};
+use crate::{FixedPoint, PlanError, Rejection, UpdateEncoding};
 
 /// The server's step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +27,10 @@ pub struct Aggregation {
     /// norm is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_norm_max_l2: Option<f64>,
+    /// How updates travel.  Absent: `"int32"`, exact; `"int16"` and `"int8"` take half and a quarter of the
+    /// bytes and round what was released.
+    #[serde(default, skip_serializing_if = "UpdateEncoding::is_exact")]
+    pub update_encoding: UpdateEncoding,
 }
 
 /// The server's step, by name; each is one file of `federation::strategy`.

@@ -92,6 +92,13 @@ impl Run {
         if contribution.n_parameters != expected {
             return Err(Rejection::WrongSize { expected, got: contribution.n_parameters });
         }
+        let encoding = self.plan.update_encoding(contribution.round);
+        if contribution.encoding != encoding {
+            return Err(Rejection::OtherEncoding {
+                expected: encoding,
+                got: contribution.encoding,
+            });
+        }
         let mut others = answers.values();
         let is_copy = others.any(
             |a| matches!(a, Answer::Contributed(other) if other.update == contribution.update),

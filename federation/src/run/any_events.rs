@@ -104,6 +104,7 @@ impl Draw {
                         Some(Flaw::Size(n)) => *n,
                         _ => fitting,
                     },
+                    encoding: crate::UpdateEncoding::Int32,
                     n_correct: None,
                     loss_sum: None,
                 };

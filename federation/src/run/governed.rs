@@ -81,6 +81,7 @@ impl Play {
             base: task.map_or(if round < 2 { START } else { model(round - 1) }, |task| task.model),
             update: UpdateDigest(update),
             n_parameters: 15,
+            encoding: crate::UpdateEncoding::Int32,
             n_correct: None,
             loss_sum: None,
         }

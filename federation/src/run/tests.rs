@@ -34,6 +34,7 @@ fn contribution(round: u32, base: ModelDigest, mark: u8) -> Contribution {
         base,
         update: UpdateDigest([mark; 32]),
         n_parameters: 15,
+        encoding: crate::UpdateEncoding::Int32,
         n_correct: None,
         loss_sum: None,
     }

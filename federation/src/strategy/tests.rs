@@ -12,6 +12,7 @@ fn settings(strategy: Strategy) -> Aggregation {
         fixed_point_bits: 4,
         country_weight_max: None,
         update_norm_max_l2: None,
+        update_encoding: crate::UpdateEncoding::Int32,
     }
 }
 

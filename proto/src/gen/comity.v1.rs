@@ -180,6 +180,9 @@ pub struct UpdateHeader {
     /// Noisy sum of losses in units of 2^-10 nats, paid from the same budget.
     #[prost(sint64, optional, tag = "9")]
     pub loss_sum: ::core::option::Option<i64>,
+    /// How the parameters lie in the bytes; as the plan says.
+    #[prost(enumeration = "UpdateEncoding", tag = "10")]
+    pub encoding: i32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UploadOffsetReply {
@@ -195,6 +198,37 @@ pub struct SubmitReply {
     /// The same update had arrived before; sending it again was harmless.
     #[prost(bool, tag = "1")]
     pub already_had_it: bool,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum UpdateEncoding {
+    /// Four bytes a parameter; what clients sent before there was another.
+    Int32 = 0,
+    /// Quantised in blocks of 1024.
+    Int16 = 1,
+    Int8 = 2,
+}
+impl UpdateEncoding {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Int32 => "UPDATE_ENCODING_INT32",
+            Self::Int16 => "UPDATE_ENCODING_INT16",
+            Self::Int8 => "UPDATE_ENCODING_INT8",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "UPDATE_ENCODING_INT32" => Some(Self::Int32),
+            "UPDATE_ENCODING_INT16" => Some(Self::Int16),
+            "UPDATE_ENCODING_INT8" => Some(Self::Int8),
+            _ => None,
+        }
+    }
 }
 /// Generated client implementations.
 pub mod federation_client {

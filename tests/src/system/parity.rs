@@ -37,6 +37,22 @@ fn the_same_plan_simulated_and_deployed_ends_in_the_same_model() {
 }
 
 #[test]
+fn quantised_updates_end_in_the_same_model_deployed_as_simulated() {
+    let exact = "fixed_point_bits = 22";
+    let plan = PLAN.replace(exact, "fixed_point_bits = 22\nupdate_encoding = \"int8\"");
+    let mut site = Site::new(&plan);
+    let clients = site.add_clients(None, true);
+    site.start_clients(&clients);
+    let run = site.launch();
+    let report = site.wait_for_end(&run);
+    assert_eq!(report.status, RunStatus::Finished, "{report:#?}");
+    assert_eq!(report.model.to_string(), site.simulated_model());
+    // A byte a parameter, and one more for each 1024 of them.
+    let bytes = report.history[0].contributions[0].bytes;
+    assert_eq!(bytes, 4 * 9 + 4 + 2 * 36 + 2 + 1);
+}
+
+#[test]
 fn a_private_run_spends_what_the_plan_says_and_a_second_one_is_declined() {
     let plan = PLAN.replace("mode = \"none\"", WITH_DP);
     let mut site = Site::new(&plan);

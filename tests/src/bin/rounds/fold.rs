@@ -80,6 +80,7 @@ where
         fixed_point_bits: 20,
         country_weight_max: None,
         update_norm_max_l2: None,
+        update_encoding: comity_federation::UpdateEncoding::Int32,
     };
     let weights: Vec<u64> = (0..N_UPDATES as u64).map(|u| 100 * u + 7).collect();
     let mut rates = Vec::new();

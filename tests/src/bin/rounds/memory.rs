@@ -167,6 +167,7 @@ impl Updates {
             base: self.base,
             update,
             n_parameters: N_PARAMETERS,
+            encoding: comity_federation::UpdateEncoding::Int32,
             n_correct: None,
             loss_sum: None,
         };

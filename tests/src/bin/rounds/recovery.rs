@@ -139,6 +139,7 @@ fn submitted(
         base,
         update,
         n_parameters,
+        encoding: comity_federation::UpdateEncoding::Int32,
         n_correct: None,
         loss_sum: None,
     };
