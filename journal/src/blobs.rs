@@ -5,11 +5,14 @@
 //! on after a lost connection or a restart.  A blob is hashed while it arrives, and takes its
 //! name only when it is complete and on the disk.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::disk::{self, Output};
 
 const UNFINISHED: &str = "unfinished";
 const STAGED: &str = "staged";
@@ -18,7 +21,7 @@ const STAGED: &str = "staged";
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
     /// The operating system refused.
-    #[error("blob store {path}: cannot {action}: {source}")]
+    #[error("blob store {path}: cannot {action}: {source}; {}", disk::advice(.source))]
     Io {
         /// The file or directory.
         path: PathBuf,
@@ -53,11 +56,30 @@ pub enum BlobError {
     },
 }
 
+impl BlobError {
+    /// Whether there was no room on the disk: it can be tried again when somebody has made some.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if disk::is_full(source))
+    }
+}
+
+/// What a [`BlobStore::sweep`] removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// How many blobs.
+    pub n_blobs: usize,
+    /// Their bytes together.
+    pub n_bytes: u64,
+}
+
 /// A directory of blobs; clones share it.
 #[derive(Clone, Debug)]
 pub struct BlobStore {
     dir: Arc<PathBuf>,
     next: Arc<AtomicU64>,
+    /// Blobs that this process wrote, or compared with their digests.
+    whole: Arc<Mutex<BTreeSet<[u8; 32]>>>,
 }
 
 impl BlobStore {
@@ -68,15 +90,20 @@ impl BlobStore {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, BlobError> {
         let dir = dir.as_ref().to_owned();
         let (unfinished, staged) = (dir.join(UNFINISHED), dir.join(STAGED));
-        std::fs::create_dir_all(&unfinished).map_err(failed(&unfinished, "create"))?;
-        std::fs::create_dir_all(&staged).map_err(failed(&staged, "create"))?;
-        crate::sync_dir(crate::parent(&dir)).map_err(failed(&dir, "create"))?;
-        crate::sync_dir(&dir).map_err(failed(&dir, "create"))?;
+        disk::create_dir_all(&unfinished).map_err(failed(&unfinished, "create"))?;
+        disk::create_dir_all(&staged).map_err(failed(&staged, "create"))?;
+        disk::sync_dir(crate::parent(&dir)).map_err(failed(&dir, "create"))?;
+        disk::sync_dir(&dir).map_err(failed(&dir, "create"))?;
         for entry in std::fs::read_dir(&unfinished).map_err(failed(&unfinished, "read"))? {
             let path = entry.map_err(failed(&unfinished, "read"))?.path();
-            std::fs::remove_file(&path).map_err(failed(&path, "remove"))?;
+            disk::remove_file(&path).map_err(failed(&path, "remove"))?;
         }
-        Ok(Self { dir: Arc::new(dir), next: Arc::new(AtomicU64::new(0)) })
+        Ok(Self::existing(dir))
+    }
+
+    /// The store in `dir`, which another process may be writing: nothing is made or removed.
+    pub fn existing(dir: impl AsRef<Path>) -> Self {
+        Self { dir: Arc::new(dir.as_ref().to_owned()), next: Arc::default(), whole: Arc::default() }
     }
 
     /// Starts a new blob; it is stored by [`BlobWriter::finish`] and vanishes if dropped before.
@@ -86,14 +113,17 @@ impl BlobStore {
     pub fn writer(&self) -> Result<BlobWriter, BlobError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join(UNFINISHED).join(number.to_string());
-        let file = File::create_new(&path).map_err(failed(&path, "create"))?;
+        let mut options = File::options();
+        options.write(true).create_new(true);
+        let file = disk::open(&options, &path).map_err(failed(&path, "create"))?;
         Ok(BlobWriter {
             store: self.clone(),
             path,
-            file: BufWriter::with_capacity(1 << 16, file),
+            file: BufWriter::with_capacity(1 << 16, Output(file)),
             hasher: blake3::Hasher::new(),
             n_bytes: 0,
             staged: false,
+            gone: false,
         })
     }
 
@@ -112,13 +142,8 @@ impl BlobStore {
     pub fn resume(&self, name: &str) -> Result<BlobWriter, BlobError> {
         let path = self.staged_path(name);
         let mut options = File::options();
-        let mut file = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(failed(&path, "create"))?;
+        options.read(true).write(true).create(true).truncate(false);
+        let mut file = disk::open(&options, &path).map_err(failed(&path, "create"))?;
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0; 1 << 17];
         let mut n_bytes = 0;
@@ -134,10 +159,11 @@ impl BlobStore {
         Ok(BlobWriter {
             store: self.clone(),
             path,
-            file: BufWriter::with_capacity(1 << 16, file),
+            file: BufWriter::with_capacity(1 << 16, Output(file)),
             hasher,
             n_bytes,
             staged: true,
+            gone: false,
         })
     }
 
@@ -168,11 +194,7 @@ impl BlobStore {
     /// If `name` is not one that [`resume`](Self::resume) takes.
     pub fn discard(&self, name: &str) -> Result<bool, BlobError> {
         let path = self.staged_path(name);
-        match std::fs::remove_file(&path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(failed(&path, "remove")(error)),
-        }
+        disk::remove_file(&path).map_err(failed(&path, "remove"))
     }
 
     fn staged_path(&self, name: &str) -> PathBuf {
@@ -240,8 +262,10 @@ impl BlobStore {
             };
         }
         if hasher.finalize() != *digest {
+            self.whole().remove(digest);
             return Err(BlobError::Corrupt { path, digest: *digest });
         }
+        self.whole().insert(*digest);
         Ok(())
     }
 
@@ -257,11 +281,69 @@ impl BlobStore {
     /// [`BlobError::Io`] if the file cannot be removed.
     pub fn remove(&self, digest: &[u8; 32]) -> Result<bool, BlobError> {
         let path = self.path(digest);
-        match std::fs::remove_file(&path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(failed(&path, "remove")(error)),
+        self.whole().remove(digest);
+        disk::remove_file(&path).map_err(failed(&path, "remove"))
+    }
+
+    /// The digests of all complete blobs, with their sizes, in order.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`] if a folder cannot be read.
+    pub fn list(&self) -> Result<Vec<([u8; 32], u64)>, BlobError> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&*self.dir).map_err(failed(&self.dir, "read"))? {
+            let folder = entry.map_err(failed(&self.dir, "read"))?.path();
+            let Some(start) = folder.file_name().and_then(|name| name.to_str()) else { continue };
+            if start.len() != 2 {
+                continue;
+            }
+            for entry in std::fs::read_dir(&folder).map_err(failed(&folder, "read"))? {
+                let entry = entry.map_err(failed(&folder, "read"))?;
+                // Whatever has another name was not put here by a store, and is left alone.
+                let name = format!("{start}{}", entry.file_name().to_string_lossy());
+                if let (Ok(digest), Ok(about)) = (blake3::Hash::from_hex(&name), entry.metadata()) {
+                    found.push((*digest.as_bytes(), about.len()));
+                }
+            }
         }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Removes every complete blob that is not in `keep`; what is being written, and what is staged,
+    /// stays.  A reader that is open goes on reading.
+    ///
+    /// A blob that becomes complete meanwhile may be removed: sweep while nobody stores any, or name
+    /// it in `keep` before.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`] at the first one that cannot be removed; the next sweep finds it again.
+    pub fn sweep(&self, keep: &BTreeSet<[u8; 32]>) -> Result<Swept, BlobError> {
+        let mut swept = Swept::default();
+        for (digest, n_bytes) in self.list()? {
+            if !keep.contains(&digest) && self.remove(&digest)? {
+                swept.n_blobs += 1;
+                swept.n_bytes += n_bytes;
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Opens a blob that is known to be whole: this process wrote it or compared it with its digest, now
+    /// if not before.
+    ///
+    /// # Errors
+    /// As [`read_all`](Self::read_all).
+    pub fn reader_of_whole(&self, digest: &[u8; 32]) -> Result<BlobReader, BlobError> {
+        if !self.whole().contains(digest) {
+            self.verify(digest)?;
+        }
+        self.reader(digest)
+    }
+
+    fn whole(&self) -> MutexGuard<'_, BTreeSet<[u8; 32]>> {
+        // A set of digests is never half changed.
+        self.whole.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn path(&self, digest: &[u8; 32]) -> PathBuf {
@@ -275,11 +357,13 @@ impl BlobStore {
 pub struct BlobWriter {
     store: BlobStore,
     path: PathBuf,
-    file: BufWriter<File>,
+    file: BufWriter<Output>,
     hasher: blake3::Hasher,
     n_bytes: u64,
     /// Whether the file stays when the writer is dropped unfinished.
     staged: bool,
+    /// Whether it has its name in the store.
+    gone: bool,
 }
 
 impl BlobWriter {
@@ -331,28 +415,42 @@ impl BlobWriter {
 
     fn store_as(&mut self, digest: &[u8; 32]) -> Result<(), BlobError> {
         self.file.flush().map_err(failed(&self.path, "write"))?;
-        self.file.get_ref().sync_all().map_err(failed(&self.path, "sync"))?;
+        if let Err(error) = disk::sync(&self.file.get_ref().0) {
+            // A failed fsync may have dropped pages that a later one would call written.
+            self.staged = false;
+            return Err(failed(&self.path, "sync")(error));
+        }
         let to = self.store.path(digest);
         let dir = crate::parent(&to);
         if !dir.is_dir() {
-            std::fs::create_dir_all(dir).map_err(failed(dir, "create"))?;
-            crate::sync_dir(&self.store.dir).map_err(failed(dir, "create"))?;
+            disk::create_dir_all(dir).map_err(failed(dir, "create"))?;
+            if let Err(error) = disk::sync_dir(&self.store.dir) {
+                // So that the next writer makes it again, and waits until the disk has it.
+                let _ = disk::remove_dir(dir);
+                return Err(failed(dir, "create")(error));
+            }
         }
         // Over an equal blob too: it has the same bytes, or was damaged and is now whole.
-        std::fs::rename(&self.path, &to).map_err(failed(&to, "store"))?;
-        crate::sync_dir(dir).map_err(failed(dir, "sync"))
+        disk::rename(&self.path, &to).map_err(failed(&to, "store"))?;
+        self.gone = true;
+        disk::sync_dir(dir).map_err(failed(dir, "sync"))?;
+        self.store.whole().insert(*digest);
+        Ok(())
     }
 }
 
 impl Drop for BlobWriter {
     fn drop(&mut self) {
+        if self.gone {
+            return;
+        }
         if self.staged {
             // What the buffer holds is written when the buffer is dropped; what the disk refuses
             // is sent again.
             return;
         }
-        // Gone already if it was stored; if it cannot be removed, the next open tries again.
-        let _ = std::fs::remove_file(&self.path);
+        // If it cannot be removed, the next open tries again.
+        let _ = disk::remove_file(&self.path);
     }
 }
 
@@ -502,6 +600,63 @@ mod tests {
         assert!(store.staged().unwrap().is_empty());
         store.resume(name).unwrap();
         assert!(store.discard(name).unwrap() && !store.discard(name).unwrap());
+    }
+
+    #[test]
+    fn a_sweep_removes_what_nobody_keeps_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = BlobStore::open(dir.path()).unwrap();
+        let digests: Vec<[u8; 32]> =
+            (0..20u8).map(|i| store.put(&vec![i; 100 + usize::from(i)]).unwrap()).collect();
+        let mut listed: Vec<([u8; 32], u64)> = digests.iter().copied().zip(100..).collect();
+        listed.sort_unstable();
+        assert_eq!(store.list().unwrap(), listed);
+        let mut writing = store.writer().unwrap();
+        writing.write(b"half of ").unwrap();
+        store.resume("part").unwrap().write(b"staged").unwrap();
+        std::fs::write(dir.path().join("notes.txt"), "somebody's").unwrap();
+        let mut reader = store.reader(&digests[0]).unwrap();
+
+        let keep: BTreeSet<[u8; 32]> = digests[15..].iter().copied().chain([[7; 32]]).collect();
+        let swept = store.sweep(&keep).unwrap();
+        assert_eq!(swept, Swept { n_blobs: 15, n_bytes: (100..115).sum() });
+        assert_eq!(store.sweep(&keep).unwrap(), Swept::default());
+        assert_eq!(store.list().unwrap().len(), 5);
+        digests[15..].iter().for_each(|digest| store.verify(digest).unwrap());
+
+        writing.write(b"a blob").unwrap();
+        store.verify(&writing.finish().unwrap()).unwrap();
+        assert_eq!(store.staged().unwrap(), [("part".to_owned(), 6)]);
+        assert!(dir.path().join("notes.txt").exists());
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, vec![0; 100]);
+    }
+
+    #[test]
+    fn a_blob_of_another_process_is_compared_with_its_digest_before_it_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let digest = BlobStore::open(dir.path()).unwrap().put(b"weights").unwrap();
+        let store = BlobStore::open(dir.path()).unwrap();
+        let path = store.path(&digest);
+        std::fs::write(&path, b"weightz").unwrap();
+        assert!(matches!(store.reader_of_whole(&digest), Err(BlobError::Corrupt { .. })));
+        std::fs::write(&path, b"weights").unwrap();
+        assert_eq!(store.reader_of_whole(&digest).unwrap().len(), 7);
+        store.remove(&digest).unwrap();
+        assert!(matches!(store.reader_of_whole(&digest), Err(BlobError::Missing { .. })));
+    }
+
+    #[test]
+    fn a_look_at_a_store_removes_nothing_of_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = BlobStore::open(dir.path()).unwrap();
+        let mut writer = store.writer().unwrap();
+        writer.write(b"in the making").unwrap();
+        let looking = BlobStore::existing(dir.path());
+        assert!(looking.list().unwrap().is_empty());
+        let digest = writer.finish().unwrap();
+        looking.verify(&digest).unwrap();
     }
 
     #[test]

@@ -21,6 +21,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::disk;
+
 /// Longest value, as JSON; what is larger belongs into a blob.
 pub const VALUE_BYTES_MAX: usize = 64 << 10;
 /// Most directories that are kept after having been moved aside; the oldest goes first.
@@ -61,7 +63,7 @@ pub enum IndexError {
         dir: PathBuf,
     },
     /// The operating system refused.
-    #[error("index {path}: {source}; check space and permissions")]
+    #[error("index {path}: {source}; {}", crate::disk::advice(.source))]
     Io {
         /// The file or directory.
         path: PathBuf,
@@ -126,6 +128,7 @@ pub struct SetAside {
 #[derive(Debug)]
 pub struct Index {
     db: sled::Db,
+    dir: PathBuf,
     set_aside: Option<SetAside>,
     content: Mutex<Content>,
     flusher: Flusher,
@@ -159,7 +162,8 @@ impl Index {
                 Ok((db, sum)) => {
                     let content = Mutex::new(Content { sum, seq: head.0 });
                     let flusher = Flusher::start(&db, &dir)?;
-                    return Ok((Self { db, set_aside, content, flusher }, IndexState::Current));
+                    let index = Self { db, dir, set_aside, content, flusher };
+                    return Ok((index, IndexState::Current));
                 }
                 Err(Unusable::JournalOlder { index }) => {
                     return Err(IndexError::JournalOlder { index, journal: head.0, dir });
@@ -170,11 +174,12 @@ impl Index {
                 }
             }
         }
+        disk::index().map_err(failed(&dir))?;
         let db = config(&dir).open()?;
-        crate::sync_dir(crate::parent(&dir)).map_err(failed(&dir))?;
+        disk::sync_dir(crate::parent(&dir)).map_err(failed(&dir))?;
         let content = Mutex::new(Content::default());
         let flusher = Flusher::start(&db, &dir)?;
-        Ok((Self { db, set_aside, content, flusher }, IndexState::Fresh))
+        Ok((Self { db, dir, set_aside, content, flusher }, IndexState::Fresh))
     }
 
     /// The earlier index, if it was moved aside by [`open`](Self::open).
@@ -202,6 +207,7 @@ impl Index {
             let bytes = payload.len();
             return Err(IndexError::TooLarge { tree: tree.to_owned(), key: key.to_owned(), bytes });
         }
+        disk::index().map_err(failed(&self.dir))?;
         // One lock over both: the sum must change in the order in which the values do.
         let mut content = self.content();
         let wrapped = wrap(tree, key, content.seq, &payload);
@@ -247,6 +253,7 @@ impl Index {
     /// # Errors
     /// [`IndexError::Sled`] if sled refuses.
     pub fn delete(&self, tree: &str, key: &str) -> Result<bool, IndexError> {
+        disk::index().map_err(failed(&self.dir))?;
         let mut content = self.content();
         let old = self.db.open_tree(tree)?.remove(key)?;
         if let Some(old) = &old {
@@ -262,6 +269,7 @@ impl Index {
     /// [`IndexError`] if it, or a mark before it, cannot be written; the index is then rebuilt at the next
     /// start.
     pub fn mark_applied(&self, seq: u64, hash: [u8; 32]) -> Result<(), IndexError> {
+        disk::index().map_err(failed(&self.dir))?;
         let mut content = self.content();
         content.seq = seq;
         let payload = [hash, content.sum].concat();
@@ -345,10 +353,10 @@ fn flush_when_marked(shared: &(Mutex<Work>, Condvar), db: &sled::Db, file: &Path
         }
         drop(guard);
         // sled's flush is sync_file_range, which promises nothing after a power failure.
-        let flushed = db
-            .flush()
-            .map_err(IndexError::from)
-            .and_then(|_| File::open(file).and_then(|db| db.sync_all()).map_err(failed(file)));
+        let flushed = disk::index()
+            .map_err(failed(file))
+            .and_then(|()| db.flush().map_err(IndexError::from))
+            .and_then(|_| File::open(file).and_then(|db| disk::sync(&db)).map_err(failed(file)));
         guard = lock(work);
         if let Err(error) = flushed {
             guard.failure = Some(error);
@@ -454,12 +462,12 @@ fn move_aside(dir: &Path, suffix: &str) -> Result<PathBuf, IndexError> {
     }
     let number = earlier.last_key_value().map_or(1, |(last, _)| last + 1);
     let to = parent.join(format!("{name}.{suffix}-{number}"));
-    std::fs::rename(dir, &to).map_err(failed(dir))?;
+    disk::rename(dir, &to).map_err(failed(dir))?;
     while earlier.len() >= N_SET_ASIDE_MAX {
         let Some((_, oldest)) = earlier.pop_first() else { break };
-        std::fs::remove_dir_all(&oldest).map_err(failed(&oldest))?;
+        disk::remove_dir_all(&oldest).map_err(failed(&oldest))?;
     }
-    crate::sync_dir(parent).map_err(failed(parent))?;
+    disk::sync_dir(parent).map_err(failed(parent))?;
     Ok(to)
 }
 

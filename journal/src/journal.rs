@@ -22,6 +22,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::disk::{self, Output};
+
 /// Longest payload of one record.
 pub const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 
@@ -35,7 +37,7 @@ const HASH_BYTES: usize = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The operating system refused.
-    #[error("journal {path}: cannot {action}: {source}")]
+    #[error("journal {path}: cannot {action}: {source}; {}", crate::disk::advice(.source))]
     Io {
         /// The journal's file.
         path: PathBuf,
@@ -143,7 +145,7 @@ pub struct Verified {
 /// An open journal; one process at a time, see [`DirLock`](crate::DirLock).
 #[derive(Debug)]
 pub struct Journal {
-    file: File,
+    file: Output,
     path: PathBuf,
     seq: u64,
     hash: [u8; 32],
@@ -178,31 +180,30 @@ impl Journal {
     ) -> Result<Self, JournalError> {
         let path = path.as_ref().to_owned();
         let at = |action| failed(&path, action);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(at("open"))?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut file = disk::open(&options, &path).map_err(at("open"))?;
         let scan = match scan(&file, &path, visit)? {
             Some(scan) => scan,
             None => {
                 // Empty, or a crash while the header was written.
-                file.set_len(0).map_err(at("create"))?;
+                disk::set_len(&file, 0).map_err(at("create"))?;
                 file.seek(SeekFrom::Start(0)).map_err(at("create"))?;
-                file.write_all(&header()).map_err(at("create"))?;
-                file.sync_all().map_err(at("create"))?;
-                crate::sync_dir(crate::parent(&path)).map_err(at("create"))?;
+                let mut output = Output(file);
+                output.write_all(&header()).map_err(at("create"))?;
+                file = output.0;
+                disk::sync(&file).map_err(at("create"))?;
+                disk::sync_dir(crate::parent(&path)).map_err(at("create"))?;
                 Scan { seq: 0, hash: genesis(), end: HEADER_BYTES as u64, torn_bytes: 0 }
             }
         };
         if scan.torn_bytes > 0 {
-            file.set_len(scan.end).map_err(at("remove an unfinished record"))?;
-            file.sync_all().map_err(at("remove an unfinished record"))?;
+            disk::set_len(&file, scan.end).map_err(at("remove an unfinished record"))?;
+            disk::sync(&file).map_err(at("remove an unfinished record"))?;
         }
         file.seek(SeekFrom::Start(scan.end)).map_err(at("open"))?;
         let Scan { seq, hash, torn_bytes, .. } = scan;
+        let file = Output(file);
         Ok(Self { file, path, seq, hash, recovered_bytes: torn_bytes, poisoned: false })
     }
 
@@ -231,7 +232,7 @@ impl Journal {
         self.poisoned = true;
         self.file
             .write_all(&frame)
-            .and_then(|()| self.file.sync_data())
+            .and_then(|()| disk::sync_data(&self.file.0))
             .map_err(failed(&self.path, "append"))?;
         self.poisoned = false;
         self.seq = seq;
@@ -541,7 +542,7 @@ mod tests {
     #[test]
     fn failed_write_poisons_the_journal() {
         let mut journal = Journal {
-            file: OpenOptions::new().write(true).open("/dev/full").unwrap(),
+            file: Output(OpenOptions::new().write(true).open("/dev/full").unwrap()),
             path: "/dev/full".into(),
             seq: 0,
             hash: genesis(),

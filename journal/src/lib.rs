@@ -8,26 +8,18 @@
 //! block until the disk has answered; the index, which may be lost, has a thread that flushes it.
 
 mod blobs;
+mod disk;
+pub mod failpoint;
 mod index;
 mod journal;
 mod lock;
 
-pub use blobs::{BlobError, BlobReader, BlobStore, BlobWriter};
+pub use blobs::{BlobError, BlobReader, BlobStore, BlobWriter, Swept};
 pub use index::{
     FLUSH_PAUSE, Index, IndexError, IndexState, N_SET_ASIDE_MAX, SetAside, VALUE_BYTES_MAX,
 };
 pub use journal::{Journal, JournalError, PAYLOAD_BYTES_MAX, Record, Verified, read, verify};
 pub use lock::{DirLock, LockError};
-
-/// Makes the entries of the directory at `path` durable: without it, a file that was synced can
-/// still be missing after a power failure.
-fn sync_dir(path: &std::path::Path) -> std::io::Result<()> {
-    #[cfg(unix)]
-    std::fs::File::open(path)?.sync_all()?;
-    #[cfg(not(unix))]
-    let _ = path;
-    Ok(())
-}
 
 /// Directory that holds `path`; the working directory for a bare file name.
 fn parent(path: &std::path::Path) -> &std::path::Path {

@@ -4,6 +4,8 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use crate::disk::{self, Output};
+
 /// Why a directory cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
@@ -17,7 +19,7 @@ pub enum LockError {
     },
     /// The lock file cannot be used.
     #[error(
-        "cannot lock {path}: {source}; check that the directory can be written and lies on a local disk"
+        "cannot lock {path}: {source}; {}, and make sure that the directory lies on a local disk", crate::disk::advice(.source)
     )]
     Io {
         /// The lock file.
@@ -42,14 +44,10 @@ impl DirLock {
         let dir = dir.as_ref();
         let path = dir.join("lock");
         let at = |source| LockError::Io { path: path.clone(), source };
-        std::fs::create_dir_all(dir).map_err(at)?;
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(at)?;
+        disk::create_dir_all(dir).map_err(at)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut file = disk::open(&options, &path).map_err(at)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -60,10 +58,11 @@ impl DirLock {
             }
             Err(TryLockError::Error(source)) => return Err(at(source)),
         }
-        file.set_len(0).map_err(at)?;
+        disk::set_len(&file, 0).map_err(at)?;
         file.rewind().map_err(at)?;
-        writeln!(file, "{}", std::process::id()).map_err(at)?;
-        Ok(Self { _file: file })
+        let mut output = Output(file);
+        output.write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(at)?;
+        Ok(Self { _file: output.0 })
     }
 }
 
