@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
+use bytesize::ByteSize;
 use comity_burn_models::DeviceChoice;
 use comity_datasets::Source;
 use comity_federation::Policy;
@@ -26,6 +27,23 @@ pub(crate) struct Config {
     pub(crate) data: DataConfig,
     /// What the institution allows.
     pub(crate) privacy: PrivacyConfig,
+    /// How much stays on the disk.
+    #[serde(default)]
+    pub(crate) storage: StorageConfig,
+}
+
+/// What stays on the disk of a node besides its journal.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct StorageConfig {
+    /// Most bytes of released updates that are kept, so that the steward can show them.
+    pub(crate) updates_bytes_max: ByteSize,
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self { updates_bytes_max: ByteSize::gib(10) }
+    }
 }
 
 /// The institution's data set; the ledger counts what has been spent on it.
@@ -138,6 +156,7 @@ mod tests {
         let config = parse(include_str!("../../docs/samples/client.toml")).unwrap();
         assert_eq!(config.data.records, 21_000);
         assert!(!config.privacy.without_dp);
+        assert_eq!(config.storage, StorageConfig::default(), "the sample shows the default");
     }
 
     #[test]

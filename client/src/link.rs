@@ -43,7 +43,9 @@ impl Credentials {
         };
         let (certificate, key, root) =
             (file("certificate.pem")?, file("key.pem")?, file("root.pem")?);
-        let summary = check_own(&certificate, &key, &root, clock.date())?;
+        let files =
+            || format!("certificate.pem, key.pem and root.pem in {} cannot be used", dir.display());
+        let summary = check_own(&certificate, &key, &root, clock.date()).with_context(files)?;
         let tls = client_config_at(&certificate, &key, &root, Arc::new(clock.clone()))?;
         Ok(Self { summary, tls, clock: clock.clone() })
     }
@@ -256,7 +258,7 @@ impl Link {
             let Err(status) = self.send(run, contribution, blobs).await? else { return Ok(()) };
             match status.code() {
                 Code::ResourceExhausted => {
-                    debug!(%run, reason = status.message(), "update not taken yet");
+                    info!(%run, reason = status.message(), "update not taken yet");
                     tokio::time::sleep(
                         pause.mul_f64(0.5 + fraction(&(pause, contribution.update.0)) / 2.0),
                     )
@@ -369,7 +371,8 @@ fn begin(
     bytes: u64,
 ) -> Result<Option<BlobWriter>, BlobError> {
     let name = format!("model.{model}");
-    let whole = blobs.contains(&model.0);
+    // What the disk altered is fetched again.
+    let whole = blobs.reader_of_whole(&model.0).is_ok();
     for (staged, n_staged) in blobs.staged()? {
         if staged.starts_with("model.") && (whole || staged != name || n_staged > bytes) {
             blobs.discard(&staged)?;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use comity_client::commands;
+use comity_federation::RunId;
 use mimalloc::MiMalloc;
 use tracing_subscriber::EnvFilter;
 
@@ -29,7 +30,8 @@ Examples:
   comity-client ledger show --json         what has been spent, for a regulator's tools
   comity-client ledger forecast plan.toml  what one more run would cost
   comity-client privacy statement          what was promised to whom, and at what epsilon
-  comity-client privacy verify             the proof, from the node's own journal"
+  comity-client privacy verify             the proof, from the node's own journal
+  comity-client journal show --last 20     what happened last, and what left"
 )]
 struct Cli {
     /// The node's configuration; docs/samples/client.toml explains every key.
@@ -62,6 +64,31 @@ enum Command {
     /// What a regulator reads, and its proof.
     #[command(subcommand)]
     Privacy(PrivacyCommand),
+    /// Check and list the node's own record of everything; works while it runs.
+    #[command(subcommand)]
+    Journal(JournalCommand),
+}
+
+#[derive(Subcommand)]
+enum JournalCommand {
+    /// Check every record, and print their number, the head's hash and what a crash cut off.
+    Verify {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the records, one a line: number, time, run, who, what.
+    Show {
+        /// Only those of this run.
+        #[arg(long)]
+        run: Option<RunId>,
+        /// Only the last N of them.
+        #[arg(long, value_name = "N")]
+        last: Option<usize>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -101,6 +128,8 @@ enum LedgerCommand {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    #[cfg(feature = "failpoints")]
+    let _failpoints = comity_journal::failpoint::setup();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -124,6 +153,12 @@ fn main() -> ExitCode {
         }
         Command::Privacy(PrivacyCommand::Verify { statement }) => {
             commands::privacy::verify(&cli.config, statement.as_deref()).map(|()| true)
+        }
+        Command::Journal(JournalCommand::Verify { json }) => {
+            commands::journal::verify(&cli.config, json).map(|()| true)
+        }
+        Command::Journal(JournalCommand::Show { run, last, json }) => {
+            commands::journal::show(&cli.config, run.as_ref(), last, json).map(|()| true)
         }
     };
     match result {

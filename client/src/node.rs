@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use comity_burn_models::check_units;
+use comity_datasets::Dataset;
 use comity_federation::{
     ClientId, ModelDigest, ParticipantEffect, ParticipantEvent, Plan, PlanDigest, RunId, Task,
     Time, Update,
 };
-use comity_privacy::{Charge, PrivacyPlan, Randomness, ReservationKey};
+use comity_journal::{BlobError, failpoint};
+use comity_privacy::{Charge, PrivacyError, PrivacyPlan, Randomness, ReservationKey};
 use comity_proto::convert::{digest, run_id};
 use comity_proto::limits::{BACKOFF, PLAN_BYTES_MAX};
 use comity_proto::transport::fraction;
@@ -71,7 +73,8 @@ impl Node {
         let credentials = Credentials::read(&settings.certificates(), &outside.clock)?;
         let id = credentials.client_id()?;
         settings.config.device.open()?;
-        let (store, parts) = Store::open(&settings.state(), settings.limit())?;
+        let updates_bytes_max = settings.config.storage.updates_bytes_max.as_u64();
+        let (store, parts) = Store::open(&settings.state(), settings.limit(), updates_bytes_max)?;
         let records = Records::new(settings.config.data.source.clone(), settings.base.clone());
         for (run, part) in &parts {
             info!(%run, standing = part.participant.standing(), "run resumed");
@@ -374,9 +377,19 @@ impl Node {
         };
         for effect in effects {
             if effect == ParticipantEffect::Record {
+                failpoint::reach("client::before_record");
                 // A release was made durable with the ledger's commit, in one record.
                 if !matches!(event, ParticipantEvent::Trained { .. }) {
                     self.store.stepped(run, &self.parts[run], event.clone())?;
+                }
+                failpoint::reach("client::after_record");
+                if matches!(
+                    event,
+                    ParticipantEvent::Settled { .. }
+                        | ParticipantEvent::Failed { .. }
+                        | ParticipantEvent::RunEnded { .. }
+                ) {
+                    self.store.sweep(&self.parts);
                 }
                 continue;
             }
@@ -413,7 +426,24 @@ impl Node {
             (Do::Withdraw { round, reason }, Some(link)) => {
                 settle(run, link.withdraw(run, round, &reason).await)
             }
-            (Do::Submit { contribution }, Some(_)) => {
+            (Do::Submit { contribution }, Some(link)) => {
+                let round = contribution.round;
+                match self.store.blobs().reader_of_whole(&contribution.update.0) {
+                    Ok(_) => {}
+                    Err(error @ BlobError::Io { .. }) => return Ok(Err(error.to_string())),
+                    Err(error) => {
+                        // It cannot be made again: its privacy was spent. Put back from a backup, it is
+                        // sent when the round is assigned again.
+                        warn!(%run, round, %error, "the stored update is lost");
+                        let reason = "the update was lost on this institution's disk";
+                        if let Err(lost) = settle(run, link.withdraw(run, round, reason).await) {
+                            return Ok(Err(lost));
+                        }
+                        let event = ParticipantEvent::Settled { round };
+                        return Box::pin(self.step(wire, run, event)).await;
+                    }
+                }
+                failpoint::reach("client::before_submit");
                 wire.submit(Outgoing { run: run.clone(), contribution });
                 Ok(())
             }
@@ -436,6 +466,7 @@ impl Node {
                     }
                     Ok(()) => info!(%run, round, bytes, "update accepted"),
                 }
+                failpoint::reach("client::after_submit");
                 self.step(wire, &run, ParticipantEvent::Settled { round }).await
             }
             Ended::Download(_, Err(CallError::Lost(why))) => Ok(Err(why)),
@@ -452,7 +483,8 @@ impl Node {
     async fn train(&mut self, wire: &mut Wire, task: Task) -> anyhow::Result<Result<(), String>> {
         let Some(part) = self.parts.get(&task.run) else { return Ok(Ok(())) };
         let plan = Arc::clone(&part.plan);
-        match self.prepare(&task, plan) {
+        failpoint::reach("client::after_fetch");
+        match self.prepare(&task, plan)? {
             Ok(job) => {
                 info!(run = %task.run, round = task.round, "training");
                 self.training = Some((task, self.outside.trainer.start(job)));
@@ -462,9 +494,45 @@ impl Node {
         }
     }
 
-    /// Debits the ledger for `task`; nothing is trained that is not paid for.
-    fn prepare(&mut self, task: &Task, plan: Arc<Plan>) -> Result<Job, String> {
-        let privacy = self.privacy_plan(&task.run, &plan)?;
+    /// Debits the ledger for `task`, or says why the round cannot be trained; nothing is trained that is
+    /// not paid for. The outer error is of the disk.
+    fn prepare(&mut self, task: &Task, plan: Arc<Plan>) -> anyhow::Result<Result<Job, String>> {
+        let (charge, privacy, dataset) = match self.charge(task, &plan) {
+            Ok(charged) => charged,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let key = ReservationKey { run: task.run.to_string(), round: task.round };
+        failpoint::reach("client::before_debit");
+        let reservation = match self.store.reserve(key, charge) {
+            Ok(reservation) => reservation,
+            Err(error) => match error.downcast_ref::<PrivacyError>() {
+                Some(PrivacyError::LedgerStore { .. }) | None => {
+                    return Err(error.context("the ledger cannot be debited"));
+                }
+                Some(refusal) => return Ok(Err(refusal.to_string())),
+            },
+        };
+        failpoint::reach("client::after_debit");
+        Ok(Ok(Job {
+            task: task.clone(),
+            plan,
+            client: self.id.clone(),
+            privacy,
+            reservation,
+            dataset,
+            device: self.settings.config.device,
+            blobs: self.store.blobs(),
+        }))
+    }
+
+    /// What `task` costs, under which privacy plan and keys, and the data that it is about.
+    #[expect(clippy::type_complexity, reason = "named nowhere else")]
+    fn charge(
+        &mut self,
+        task: &Task,
+        plan: &Plan,
+    ) -> Result<(Charge, Option<(PrivacyPlan, Randomness)>, Arc<Dataset>), String> {
+        let privacy = self.privacy_plan(&task.run, plan)?;
         let dataset = self.records.load(&plan.data).map_err(|error| {
             warn!(error = format!("{error:#}"), "the data cannot be read");
             "this institution's data cannot be read".to_owned()
@@ -480,18 +548,7 @@ impl Node {
             }
             None => (Charge::exempt(task.plan.0), None),
         };
-        let key = ReservationKey { run: task.run.to_string(), round: task.round };
-        let reservation = self.store.reserve(key, charge).map_err(|e| e.to_string())?;
-        Ok(Job {
-            task: task.clone(),
-            plan,
-            client: self.id.clone(),
-            privacy,
-            reservation,
-            dataset,
-            device: self.settings.config.device,
-            blobs: self.store.blobs(),
-        })
+        Ok((charge, privacy, dataset))
     }
 
     /// Releases what was trained: commit first, then it may leave.
@@ -521,7 +578,9 @@ impl Node {
             info!(%run, round = task.round, %refusal, "trained too late; nothing is released");
             return Ok(Ok(()));
         }
+        failpoint::reach("client::before_release");
         let event = self.store.released(&update).context("the release cannot be recorded")?;
+        failpoint::reach("client::after_release");
         info!(%run, round = task.round, "update released");
         // What was spent so far takes numerical work, which only this line's reader should pay for.
         debug!(%run, epsilon_spent = self.store.ledger().spent().epsilon, "ledger after the release");

@@ -7,13 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use comity_federation::{Participant, ParticipantEvent, Plan, RunId, Time, Update};
-use comity_journal::{BlobStore, DirLock, Index, IndexState, Journal, JournalError};
+use comity_federation::{Contribution, Participant, ParticipantEvent, Plan, RunId, Time, Update};
+use comity_journal::{BlobStore, DirLock, Index, IndexState, Journal, JournalError, failpoint};
 use comity_privacy::{
     Charge, Ledger, LedgerEntry, LedgerStore, Limit, Reservation, ReservationKey,
 };
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// Tree of [`EndedRun`]s.
 const ENDED: &str = "ended";
@@ -46,11 +46,27 @@ pub(crate) struct Part {
     pub(crate) plan: Arc<Plan>,
 }
 
+/// A released update, of which the blob may be stored.
+pub(crate) struct Stored {
+    run: RunId,
+    digest: [u8; 32],
+    n_bytes: u64,
+}
+
+impl Stored {
+    fn new(run: &RunId, contribution: &Contribution) -> Self {
+        let n_bytes = contribution.delta_bytes();
+        Self { run: run.clone(), digest: contribution.update.0, n_bytes }
+    }
+}
+
 /// What a journal holds, folded.
 #[derive(Default)]
 pub(crate) struct Folded {
     pub(crate) parts: BTreeMap<RunId, Part>,
     pub(crate) ledger: Vec<LedgerEntry>,
+    /// Updates that were released, oldest first.
+    pub(crate) updates: Vec<Stored>,
     /// Runs that the ledger knows.
     debited: BTreeSet<String>,
 }
@@ -74,6 +90,9 @@ impl Folded {
             }
             Entry::Released { ledger, run, event } => {
                 self.ledger.push(ledger);
+                if let ParticipantEvent::Trained { contribution } = &event {
+                    self.updates.push(Stored::new(&run, contribution));
+                }
                 self.step(&record, &run, event)
             }
         }
@@ -105,12 +124,19 @@ pub(crate) struct Store {
     blobs: Arc<BlobStore>,
     index: Index,
     ledger: Ledger,
+    /// Updates that may be stored, oldest first.
+    updates: Vec<Stored>,
+    updates_bytes_max: u64,
     _lock: DirLock,
 }
 
 impl Store {
     /// Opens everything in `dir` and replays the journal into the runs that are not over.
-    pub(crate) fn open(dir: &Path, limit: Limit) -> anyhow::Result<(Self, BTreeMap<RunId, Part>)> {
+    pub(crate) fn open(
+        dir: &Path,
+        limit: Limit,
+        updates_bytes_max: u64,
+    ) -> anyhow::Result<(Self, BTreeMap<RunId, Part>)> {
         std::fs::create_dir_all(dir)
             .with_context(|| format!("folder {} cannot be made", dir.display()))?;
         let lock = DirLock::acquire(dir)?;
@@ -119,14 +145,15 @@ impl Store {
         if journal.recovered_bytes() > 0 {
             warn!(bytes = journal.recovered_bytes(), "unfinished journal record removed");
         }
-        let Folded { mut parts, ledger, .. } = folded;
+        let Folded { mut parts, ledger, updates, .. } = folded;
         let ledger = Ledger::replay(limit, ledger)?;
         let blobs = Arc::new(BlobStore::open(dir.join("blobs"))?);
         let (index, state) = Index::open(dir.join("index"), journal.head())?;
         if let Some(aside) = index.set_aside() {
             warn!(reason = aside.reason, moved_to = %aside.path.display(), "index set aside");
         }
-        let store = Self { journal, blobs, index, ledger, _lock: lock };
+        let mut store =
+            Self { journal, blobs, index, ledger, updates, updates_bytes_max, _lock: lock };
         if state == IndexState::Fresh {
             for (run, part) in &parts {
                 store.put_if_ended(run, part)?;
@@ -135,7 +162,37 @@ impl Store {
             info!(runs = parts.len(), "index rebuilt from the journal");
         }
         parts.retain(|_, part| part.participant.ended().is_none());
+        store.sweep(&parts);
         Ok((store, parts))
+    }
+
+    /// Removes models that no round of `parts`, the open runs, needs, and the oldest updates beyond what
+    /// is kept. What cannot be removed now is found by the next sweep.
+    pub(crate) fn sweep(&mut self, parts: &BTreeMap<RunId, Part>) {
+        failpoint::reach("client::before_sweep");
+        let open = || parts.values().map(|part| &part.participant).filter(|p| p.ended().is_none());
+        // The coordinator may still ask for the last update of an open run.
+        let due: BTreeSet<[u8; 32]> = open().filter_map(|p| Some(p.last()?.update.0)).collect();
+        let is_open = |run: &RunId| parts.get(run).is_some_and(|p| p.participant.ended().is_none());
+        let mut n_bytes: u64 = self.updates.iter().map(|update| update.n_bytes).sum();
+        for of_open_runs in [false, true] {
+            self.updates.retain(|update| {
+                let may_go = is_open(&update.run) == of_open_runs && !due.contains(&update.digest);
+                let goes = may_go && n_bytes > self.updates_bytes_max;
+                n_bytes -= if goes { update.n_bytes } else { 0 };
+                !goes
+            });
+        }
+        let models = open().filter_map(|p| Some(p.task()?.model.0));
+        let keep = self.updates.iter().map(|update| update.digest).chain(models).collect();
+        match self.blobs.sweep(&keep) {
+            Ok(swept) if swept.n_blobs > 0 => {
+                debug!(blobs = swept.n_blobs, bytes = swept.n_bytes, "blobs removed");
+            }
+            Ok(_) => {}
+            Err(error) => warn!(%error, "blobs that no round needs could not be removed"),
+        }
+        failpoint::reach("client::after_sweep");
     }
 
     /// Notes an offered plan.
@@ -182,6 +239,8 @@ impl Store {
         let contribution = update.contribution().clone();
         let stored = self.blobs.put(update.delta_bytes())?;
         assert_eq!(stored, contribution.update.0, "both are BLAKE3 of the same bytes");
+        failpoint::reach("client::before_commit");
+        self.updates.push(Stored::new(&update.run, &contribution));
         let event = ParticipantEvent::Trained { contribution };
         let run = update.run.clone();
         let mut lines = Lines {

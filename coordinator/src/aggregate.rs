@@ -8,7 +8,7 @@ use comity_federation::{
     Accumulator, Aggregation, Contribution, Fold, Manifest, ModelDigest, Plan, SquareSum,
     UpdateDigest, UpdateEncoding, Updates,
 };
-use comity_journal::{BlobReader, BlobStore};
+use comity_journal::{BlobError, BlobReader, BlobStore, BlobWriter, failpoint};
 
 /// Coordinates copied at once.
 const CHUNK_COORDINATES: usize = 1 << 16;
@@ -45,7 +45,9 @@ impl<'a> Stored<'a> {
         };
         let n_bytes = encoding.bytes(n_coordinates as u64);
         for digest in &stored.updates {
-            let reader = blobs.reader(&digest.0).with_context(|| format!("update {digest}"))?;
+            // It may have been written before a restart: what the disk altered must not be summed.
+            let reader =
+                blobs.reader_of_whole(&digest.0).with_context(|| format!("update {digest}"))?;
             ensure!(
                 reader.len() == n_bytes,
                 "update {digest} has another length than the model's trained part"
@@ -118,7 +120,7 @@ pub(crate) fn fold(
     n_trainable: usize,
     updates: &[(UpdateDigest, u64)],
 ) -> anyhow::Result<ModelDigest> {
-    let mut base = blobs.reader(&base.0).context("the round's model is missing")?;
+    let mut base = blobs.reader_of_whole(&base.0).context("the round's model")?;
     let trained = 4 * n_trainable as u64;
     ensure!(trained <= base.len(), "the round's model is shorter than its plan says");
     let mut frozen = base.len() - trained;
@@ -147,7 +149,7 @@ pub(crate) fn fold(
         next.write(&bytes)?;
         frozen -= bytes.len() as u64;
     }
-    Ok(ModelDigest(next.finish()?))
+    finish(next)
 }
 
 /// The L2 norm of a stored update in grid steps, rounded up; read chunk by chunk.
@@ -183,7 +185,7 @@ pub(crate) fn statistics(
     let Some((start, values)) = plan.standardisation(&sums)? else { return Ok((base, sums)) };
     let patch: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     let patched = 4 * start as u64..4 * start as u64 + patch.len() as u64;
-    let mut base = blobs.reader(&base.0).context("the first model is missing")?;
+    let mut base = blobs.reader_of_whole(&base.0).context("the first model")?;
     ensure!(patched.end <= base.len(), "the first model is shorter than its plan says");
     let mut next = blobs.writer()?;
     let mut chunk = vec![0; CHUNK_COORDINATES * 4];
@@ -199,7 +201,20 @@ pub(crate) fn statistics(
         next.write(&chunk[..n])?;
         at += n as u64;
     }
-    Ok((ModelDigest(next.finish()?), sums))
+    Ok((finish(next)?, sums))
+}
+
+fn finish(next: BlobWriter) -> anyhow::Result<ModelDigest> {
+    failpoint::reach("coordinator::before_fold_stored");
+    let model = ModelDigest(next.finish()?);
+    failpoint::reach("coordinator::after_fold_stored");
+    Ok(model)
+}
+
+/// Whether a fold failed for a reason that passes: the disk is full, or a file is damaged and can be put
+/// back. What else fails is in the updates themselves.
+pub(crate) fn is_of_the_disk(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.is::<BlobError>() || cause.is::<std::io::Error>())
 }
 
 #[cfg(test)]
@@ -361,5 +376,31 @@ mod tests {
         let update = UpdateDigest(blobs.put(&[0; 4]).unwrap());
         let error = fold(&blobs, &settings(Strategy::Fedavg), base, 2, &[(update, 1)]).unwrap_err();
         assert!(error.to_string().contains("another length"), "{error}");
+        assert!(!is_of_the_disk(&error));
+    }
+
+    #[test]
+    fn what_the_disk_altered_before_a_restart_is_not_folded_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = || BlobStore::open(dir.path()).unwrap();
+        let blobs = store();
+        let base = ModelDigest(blobs.put(&[0; 8]).unwrap());
+        let update = UpdateDigest(blobs.put(&[1; 8]).unwrap());
+        for digest in [base.0, update.0] {
+            let hex = ModelDigest(digest).to_string();
+            let file = dir.path().join(&hex[..2]).join(&hex[2..]);
+            let whole = std::fs::read(&file).unwrap();
+            for altered in [vec![2; 8], vec![1; 7], Vec::new()] {
+                std::fs::write(&file, altered).unwrap();
+                let error = fold(&store(), &settings(Strategy::Fedavg), base, 2, &[(update, 1)])
+                    .unwrap_err();
+                assert!(
+                    is_of_the_disk(&error) && format!("{error:#}").contains(&hex[2..]),
+                    "{error:#}"
+                );
+            }
+            std::fs::write(&file, whole).unwrap();
+        }
+        fold(&store(), &settings(Strategy::Fedavg), base, 2, &[(update, 1)]).unwrap();
     }
 }

@@ -50,6 +50,25 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     /// Names and addresses by which clients reach the coordinator, as in its certificate.
     pub(crate) server_names: Vec<String>,
+    /// How much stays on the disk.
+    #[serde(default)]
+    pub(crate) storage: StorageConfig,
+}
+
+/// What stays on the disk of a coordinator besides its journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct StorageConfig {
+    /// Latest models that are kept of an open run, the current one included.
+    pub(crate) models_kept: u32,
+    /// Latest models that are kept of a run that has ended.
+    pub(crate) models_kept_of_ended: u32,
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self { models_kept: 3, models_kept_of_ended: 1 }
+    }
 }
 
 impl Config {
@@ -70,6 +89,11 @@ impl Config {
             "{}: server_names is empty; name at least one host",
             path.display()
         );
+        ensure!(
+            config.storage.models_kept > 0 && config.storage.models_kept_of_ended > 0,
+            "{}: [storage] keeps at least the latest model of a run; write 1 or more",
+            path.display()
+        );
         Ok(config)
     }
 }
@@ -83,6 +107,7 @@ mod tests {
         let sample = include_str!("../../docs/samples/coordinator.toml");
         let config: Config = toml::from_str(sample).unwrap();
         assert_eq!(config.federation, "east-asia-health");
+        assert_eq!(config.storage, StorageConfig::default(), "the sample shows the defaults");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! on their stream, operators who watch) are told only *that* something changed and ask for the
 //! state, so a slow or lost follower can miss nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use anyhow::Context as _;
 use comity_certs::Clock;
 use comity_federation::{
     Admission, Aggregation, ClientId, Command, Contribution, Effect, Event, ModelDigest, Outcome,
-    Plan, PlanDigest, PlanError, Rejection, Run, RunId, RunReport, Task, Time,
+    Plan, PlanDigest, PlanError, Rejection, Run, RunId, RunReport, Task, Time, UpdateDigest,
 };
-use comity_journal::BlobStore;
+use comity_journal::{BlobStore, failpoint};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -28,6 +28,8 @@ use crate::store::{Entry, Store};
 const REQUESTS_MAX: usize = 256;
 /// Longest sleep between ticks.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
+/// How long a fold that the disk refused waits before it is tried again.
+const FOLD_PAUSE: Duration = Duration::from_secs(3);
 
 /// Why the driver did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +42,8 @@ pub(crate) enum DriverError {
     UnknownRun(RunId),
     #[error("the coordinator cannot store anything: {0}; see its log")]
     Storage(String),
+    #[error("the coordinator no longer has the bytes of update {0}; send it again")]
+    BytesGone(UpdateDigest),
     #[error("the coordinator is stopping; try again when it is back")]
     Stopping,
 }
@@ -74,6 +78,7 @@ enum Request {
     Report { run: RunId, reply: Reply<RunReport> },
     Reports { reply: Reply<Vec<RunReport>> },
     Folded { run: RunId, round: u32, folded: anyhow::Result<Folded> },
+    Discard { update: UpdateDigest },
 }
 
 /// A handle by which services reach the driver.
@@ -125,6 +130,12 @@ impl DriverHandle {
         self.ask(|reply| Request::Assignments { client, open, reply }).await
     }
 
+    /// Has the bytes of an update removed that was refused when they had come, unless a run needs them.
+    pub(crate) async fn discard(&self, update: UpdateDigest) {
+        // If the driver is gone, the next start removes them.
+        let _ = self.requests.send(Request::Discard { update }).await;
+    }
+
     /// The plan of a run, open or ended.
     pub(crate) async fn plan(&self, run: RunId) -> Result<Plan, DriverError> {
         self.ask(|reply| Request::Plan { run, reply }).await
@@ -172,6 +183,8 @@ pub(crate) struct Driver {
     to_self: mpsc::WeakSender<Request>,
     changes: watch::Sender<u64>,
     presence: Presence,
+    /// Runs whose fold the disk refused, and when it is tried again.
+    fold_again: BTreeMap<RunId, Instant>,
 }
 
 impl Driver {
@@ -194,7 +207,19 @@ impl Driver {
         let to_self = sender.downgrade();
         // A clock that was set back while the coordinator was gone must not repeat a past.
         let opened = (clock.now().max(store.last()), Instant::now());
-        (Self { federation, opened, store, runs, requests, to_self, changes, presence }, handle)
+        let fold_again = BTreeMap::new();
+        let driver = Self {
+            federation,
+            opened,
+            store,
+            runs,
+            requests,
+            to_self,
+            changes,
+            presence,
+            fold_again,
+        };
+        (driver, handle)
     }
 
     /// Serves requests until every handle is gone or `stop` fires.
@@ -229,10 +254,12 @@ impl Driver {
 
     fn until_next_deadline(&self) -> Duration {
         let now = self.now();
+        let folds = self.fold_again.values().map(|at| at.saturating_duration_since(Instant::now()));
         self.runs
             .values()
             .filter_map(Run::deadline)
             .map(|deadline| Duration::from_millis(deadline.0.saturating_sub(now.0)))
+            .chain(folds)
             .min()
             .unwrap_or(SLEEP_MAX)
             .min(SLEEP_MAX)
@@ -251,6 +278,15 @@ impl Driver {
                 warn!(%run, %refusal, "tick refused");
             }
         }
+        let again = self.fold_again.extract_if(.., |_, at| *at <= Instant::now());
+        for (id, _) in again.collect::<Vec<_>>() {
+            // Unless the operator has aborted it.
+            if let Some(run) = self.runs.get(&id)
+                && let Some(effect @ Effect::Aggregate { .. }) = run.pending()
+            {
+                self.perform(&id, run.plan(), effect);
+            }
+        }
         Ok(())
     }
 
@@ -263,16 +299,21 @@ impl Driver {
             Request::Step { run, event, reply } => {
                 let submitted = match &event {
                     Event::Submitted { client, contribution } => {
-                        Some((client.clone(), contribution.round))
+                        Some((client.clone(), contribution.round, contribution.update))
                     }
                     _ => None,
                 };
                 let answer = self.step(&run, event)?;
-                if let (Some((client, round)), Err(DriverError::Rejected(refusal))) =
-                    (submitted, &answer)
-                {
-                    self.note_copy(&run, client, round, refusal)?;
+                if let Some((client, round, update)) = submitted {
+                    if let Err(DriverError::Rejected(refusal)) = &answer {
+                        self.note_copy(&run, client, round, refusal)?;
+                    }
+                    if !matches!(answer, Ok(true)) {
+                        // Its bytes have come and are not wanted, or no longer.
+                        self.discard(update);
+                    }
                 }
+                failpoint::reach("coordinator::before_reply");
                 let _ = reply.send(answer);
             }
             Request::Admit { run, client, contribution, reply } => {
@@ -292,8 +333,13 @@ impl Driver {
                 let _ = reply.send(self.store.reports().map_err(|e| storage(&e)));
             }
             Request::Folded { run, round, folded } => self.folded(&run, round, folded)?,
+            Request::Discard { update } => self.discard(update),
         }
         Ok(())
+    }
+
+    fn discard(&self, update: UpdateDigest) {
+        self.store.remove(BTreeSet::from([update.0]), self.runs.values());
     }
 
     fn launch(
@@ -315,6 +361,7 @@ impl Driver {
             .context("the first model cannot be stored")?;
         let digest = plan.digest();
         let id = RunId::derive(&plan.name, &digest, &self.federation, now);
+        failpoint::reach("coordinator::before_launch");
         self.store.append(&Entry::Launched {
             run: id.clone(),
             plan: Box::new(plan.clone()),
@@ -322,6 +369,7 @@ impl Driver {
             now,
             by: by.clone(),
         })?;
+        failpoint::reach("coordinator::after_launch");
         let run = Run::new(id.clone(), plan, start, now);
         self.store.index_launched(&run)?;
         info!(run = %id, plan = %digest, by, "run launched");
@@ -342,6 +390,13 @@ impl Driver {
                 Err(unknown) => unknown,
             }));
         };
+        // Between its last byte and now, another run may have been done with the very same bytes.
+        if let Event::Submitted { client, contribution } = &event
+            && run.admit(client, contribution) == Ok(Admission::Wanted)
+            && !self.store.blobs().contains(&contribution.update.0)
+        {
+            return Ok(Err(DriverError::BytesGone(contribution.update)));
+        }
         let effects = match run.step(event.clone(), now) {
             Ok(effects) => effects,
             Err(refusal) => return Ok(Err(refusal.into())),
@@ -351,16 +406,22 @@ impl Driver {
         }
         log(id, &event);
         let ended = run.outcome().is_some();
+        let closes_a_round = matches!(event, Event::Aggregated { .. });
         let mut effects = effects.into_iter();
         assert_eq!(effects.next(), Some(Effect::Record), "Record comes first");
+        failpoint::reach("coordinator::before_record");
         self.store.append(&Entry::Stepped { run: id.clone(), now, event })?;
+        failpoint::reach("coordinator::after_record");
         let run = &self.runs[id];
         self.store.index(run)?;
+        failpoint::reach("coordinator::after_index");
         for effect in effects {
             self.perform(id, run.plan(), effect);
         }
-        if ended {
-            self.runs.remove(id);
+        if ended && let Some(run) = self.runs.remove(id) {
+            self.store.retire(&run, self.runs.values());
+        } else if closes_a_round {
+            self.store.retire(&self.runs[id], self.runs.values());
         }
         self.announce();
         Ok(Ok(true))
@@ -409,6 +470,15 @@ impl Driver {
     ) -> anyhow::Result<()> {
         let event = match folded {
             Ok((model, statistics)) => Event::Aggregated { round, model, statistics },
+            Err(cause) if aggregate::is_of_the_disk(&cause) => {
+                error!(
+                    %run, round, cause = format!("{cause:#}"), again_in_s = FOLD_PAUSE.as_secs(),
+                    "round could not be aggregated yet; it is tried again until the disk is mended \
+                     or `run abort` ends the run"
+                );
+                self.fold_again.insert(run.clone(), Instant::now() + FOLD_PAUSE);
+                return Ok(());
+            }
             Err(cause) => {
                 error!(%run, round, cause = format!("{cause:#}"), "round could not be aggregated");
                 let reason = format!("round {round} could not be aggregated: {cause:#}");

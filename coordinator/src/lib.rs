@@ -13,6 +13,7 @@ pub mod commands;
 mod config;
 mod driver;
 mod presence;
+mod retention;
 mod server;
 mod service;
 mod store;

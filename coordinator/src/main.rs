@@ -21,7 +21,9 @@ Examples:
   comity-coordinator certs issue KR/seoul-lab --out kr-certs
   comity-coordinator serve
   comity-coordinator run start plan.toml --watch
-  comity-coordinator model export RUN --out model.safetensors"
+  comity-coordinator model export RUN --out model.safetensors
+  comity-coordinator journal verify            is the record whole, and where does it stand?
+  comity-coordinator journal show --last 20    what happened last"
 )]
 struct Cli {
     /// Folder of this coordinator: configuration, certificates, journal, models.
@@ -56,6 +58,31 @@ enum Command {
     /// Hand over models.
     #[command(subcommand)]
     Model(ModelCommand),
+    /// Check and list the coordinator's own record of everything; works while it serves.
+    #[command(subcommand)]
+    Journal(JournalCommand),
+}
+
+#[derive(Subcommand)]
+enum JournalCommand {
+    /// Check every record, and print their number, the head's hash and what a crash cut off.
+    Verify {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the records, one a line: number, time, run, who, what.
+    Show {
+        /// Only those of this run.
+        #[arg(long)]
+        run: Option<RunId>,
+        /// Only the last N of them.
+        #[arg(long, value_name = "N")]
+        last: Option<usize>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -155,6 +182,8 @@ enum ModelCommand {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    #[cfg(feature = "failpoints")]
+    let _failpoints = comity_journal::failpoint::setup();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -187,6 +216,12 @@ fn main() -> ExitCode {
         Command::Model(ModelCommand::Export { run, round, out, json }) => {
             commands::model::export(&home, &run, round, &out, json)
         }
+        Command::Journal(command) => match command {
+            JournalCommand::Verify { json } => commands::journal::verify(&home, json),
+            JournalCommand::Show { run, last, json } => {
+                commands::journal::show(&home, run.as_ref(), last, json)
+            }
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use comity_certs::{Clock, Identity, server_config_at};
-use comity_federation::{Run, RunId};
+use comity_certs::{CertError, Clock, Identity, check_own, server_config_at};
+use comity_federation::{Run, RunId, RunReport};
 use comity_journal::DirLock;
 use comity_proto::limits;
 use comity_proto::transport::{Listen, incoming, server_builder};
@@ -16,6 +16,7 @@ use comity_proto::v1::control_server::ControlServer;
 use comity_proto::v1::federation_server::FederationServer;
 use tokio::sync::watch;
 use tonic::service::interceptor::InterceptedService;
+use tracing::{error, warn};
 
 use crate::config::{Config, Home};
 use crate::driver::Driver;
@@ -33,6 +34,7 @@ pub struct Coordinator {
     store: Store,
     runs: BTreeMap<RunId, Run>,
     lock: DirLock,
+    damage: Vec<String>,
 }
 
 impl Coordinator {
@@ -49,14 +51,49 @@ impl Coordinator {
             std::fs::read_to_string(&path)
                 .with_context(|| format!("{} cannot be read", path.display()))
         };
-        let tls = server_config_at(
-            &pem("coordinator.pem")?,
-            &pem("coordinator.key")?,
-            &pem("root.pem")?,
-            Arc::new(clock.clone()),
-        )?;
-        let (store, runs) = Store::open(home)?;
-        Ok(Self { config, clock, tls, store, runs, lock })
+        let (certificate, key, root) =
+            (pem("coordinator.pem")?, pem("coordinator.key")?, pem("root.pem")?);
+        let files = || {
+            format!(
+                "coordinator.pem, coordinator.key and root.pem in {} do not belong together, or one is \
+                 damaged; put them back from a backup",
+                home.certs().display()
+            )
+        };
+        match check_own(&certificate, &key, &root, clock.date()) {
+            Ok(_) => {}
+            // Clients will say so too; the operator can still see the runs.
+            Err(dated @ (CertError::Expired { .. } | CertError::NotYetValid { .. })) => {
+                warn!(%dated, "clients will refuse this certificate");
+            }
+            Err(other) => return Err(other).with_context(files),
+        }
+        let tls = server_config_at(&certificate, &key, &root, Arc::new(clock.clone()))
+            .with_context(files)?;
+        let (store, runs) = Store::open(home, config.storage.clone())?;
+        let damage = store.check_models(runs.values());
+        for what in &damage {
+            error!(
+                "{what}; the run waits until the file is back from a backup or `run abort` ends it"
+            );
+        }
+        Ok(Self { config, clock, tls, store, runs, lock, damage })
+    }
+
+    /// Which open runs cannot go on because the disk no longer holds the model that was written, each
+    /// with the file's name. The other runs are not disturbed.
+    #[must_use]
+    pub fn damage(&self) -> &[String] {
+        &self.damage
+    }
+
+    /// All its runs with their rounds, as `run show` would show them.
+    ///
+    /// # Errors
+    /// If the index cannot be read.
+    pub fn reports(&self) -> anyhow::Result<Vec<RunReport>> {
+        let runs = self.store.reports()?.into_iter();
+        runs.map(|run| self.store.report(&run.run)?.context("a run without its rounds")).collect()
     }
 
     /// The address that its configuration names.
@@ -80,7 +117,7 @@ impl Coordinator {
         listener: L,
         mut stop: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
-        let Self { config, clock, tls, store, runs, lock } = self;
+        let Self { config, clock, tls, store, runs, lock, damage: _ } = self;
         let (driver, handle) = Driver::new(config.federation.clone(), &clock, store, runs);
         let (all_stop, stopped) = watch::channel(false);
         let mut driver = tokio::spawn(driver.run(stopped.clone()));

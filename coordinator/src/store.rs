@@ -6,12 +6,15 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use comity_federation::{Event, ModelDigest, Plan, RoundReport, Run, RunId, RunReport, Time};
-use comity_journal::{BlobStore, Index, IndexState, Journal};
+use comity_journal::{BlobStore, Index, IndexState, Journal, failpoint};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use crate::config::Home;
+use crate::aggregate;
+use crate::config::{Home, StorageConfig};
+use crate::retention::{Blobs, needed, used_lately};
+use crate::service::run_of_upload;
 
 /// Tree of [`RunReport`]s without their history.
 const RUNS: &str = "runs";
@@ -29,6 +32,7 @@ const INLINE_BYTES_MAX: usize = 60_000;
 #[serde(rename_all = "snake_case")]
 enum Stored {
     Inline(serde_json::Value),
+    /// A blob of `(tree/key, value)`: with its key, so that no two values share one.
     Blob(String),
 }
 
@@ -48,11 +52,19 @@ pub(crate) struct Store {
     blobs: Arc<BlobStore>,
     index: Index,
     last: Time,
+    kept: StorageConfig,
+    /// What the runs that have ended still need.
+    of_ended: Blobs,
+    /// What each open run needed when it was looked at last.
+    of_open: BTreeMap<RunId, Blobs>,
 }
 
 impl Store {
     /// Opens everything at `home` and replays the journal into the runs that have not ended.
-    pub(crate) fn open(home: &Home) -> anyhow::Result<(Self, BTreeMap<RunId, Run>)> {
+    pub(crate) fn open(
+        home: &Home,
+        kept: StorageConfig,
+    ) -> anyhow::Result<(Self, BTreeMap<RunId, Run>)> {
         let mut runs = BTreeMap::new();
         let mut last = Time::default();
         let journal = Journal::open_with(home.journal(), |record| {
@@ -79,7 +91,8 @@ impl Store {
         if let Some(aside) = index.set_aside() {
             warn!(reason = aside.reason, moved_to = %aside.path.display(), "index set aside");
         }
-        let store = Self { journal, blobs, index, last };
+        let (of_ended, of_open) = (Blobs::new(), BTreeMap::new());
+        let mut store = Self { journal, blobs, index, last, kept, of_ended, of_open };
         if state == IndexState::Fresh {
             for run in runs.values() {
                 store.put_plan(run)?;
@@ -88,8 +101,107 @@ impl Store {
             store.mark()?;
             info!(runs = runs.len(), "index rebuilt from the journal");
         }
+        for run in runs.values().filter(|run| run.outcome().is_some()) {
+            needed(run, &store.kept, &mut store.of_ended);
+        }
         runs.retain(|_, run| run.outcome().is_none());
+        for run in runs.values() {
+            needed(run, &store.kept, store.of_open.entry(run.id().clone()).or_default());
+        }
+        store.discard_uploads(|run| !runs.keys().any(|open| open.as_str() == run));
+        let mut keep = store.needed(runs.values());
+        keep.extend(store.blobs_of_index()?);
+        match store.blobs.sweep(&keep) {
+            Ok(swept) if swept.n_blobs > 0 => {
+                info!(
+                    blobs = swept.n_blobs,
+                    bytes = swept.n_bytes,
+                    "blobs removed that no run needs"
+                );
+            }
+            Ok(_) => {}
+            Err(error) => warn!(%error, "blobs that no run needs could not be removed"),
+        }
         Ok((store, runs))
+    }
+
+    /// The blobs that runs need, `open` being those that are open.
+    fn needed<'a>(&self, open: impl Iterator<Item = &'a Run>) -> Blobs {
+        let mut keep = self.of_ended.clone();
+        open.for_each(|run| needed(run, &self.kept, &mut keep));
+        keep
+    }
+
+    fn blobs_of_index(&self) -> anyhow::Result<Blobs> {
+        let mut found = Blobs::new();
+        for tree in [RUNS, ROUNDS, PLANS] {
+            for (_, stored) in self.index.scan_json::<Stored>(tree)? {
+                if let Stored::Blob(digest) = stored {
+                    found.insert(digest.parse::<ModelDigest>()?.0);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes what `run`, after a step that was recorded, needs no longer, unless another of the `open`
+    /// runs does. It may have ended; then it is to be among `open` no more.
+    pub(crate) fn retire<'a>(&mut self, run: &Run, open: impl Iterator<Item = &'a Run>) {
+        let mut used = used_lately(run);
+        used.extend(self.of_open.remove(run.id()).unwrap_or_default());
+        if run.outcome().is_some() {
+            needed(run, &self.kept, &mut self.of_ended);
+            self.discard_uploads(|staged| staged == run.id().as_str());
+        } else {
+            needed(run, &self.kept, self.of_open.entry(run.id().clone()).or_default());
+        }
+        self.remove(used, open);
+    }
+
+    /// Forgets parts of updates whose run is `over`.
+    fn discard_uploads(&self, over: impl Fn(&str) -> bool) {
+        let discarded = self.blobs.staged().and_then(|staged| {
+            let of_runs = staged.iter().filter_map(|(name, _)| Some((name, run_of_upload(name)?)));
+            of_runs.filter(|(_, run)| over(run)).try_for_each(|(name, _)| {
+                self.blobs.discard(name)?;
+                Ok(())
+            })
+        });
+        if let Err(error) = discarded {
+            warn!(%error, "parts of updates that no run wants could not be removed");
+        }
+    }
+
+    /// Removes those of `blobs` that no run needs. What cannot be removed now is found by the next start.
+    pub(crate) fn remove<'a>(&self, blobs: Blobs, open: impl Iterator<Item = &'a Run>) {
+        let keep = self.needed(open);
+        failpoint::reach("coordinator::before_sweep");
+        for digest in blobs.difference(&keep) {
+            if let Err(error) = self.blobs.remove(digest) {
+                warn!(%error, "a blob that no run needs could not be removed");
+                return;
+            }
+        }
+        failpoint::reach("coordinator::after_sweep");
+    }
+
+    /// What open `runs` train from and the disk no longer has as it was written: each is told with its
+    /// file. The start of a run is made again.
+    pub(crate) fn check_models<'a>(&self, runs: impl Iterator<Item = &'a Run>) -> Vec<String> {
+        let mut damage = Vec::new();
+        for run in runs {
+            let Err(error) = self.blobs.verify(&run.model().0) else { continue };
+            let unchanged = run.rounds_from(0).iter().all(|round| round.model.is_none());
+            let again = run.plan().manifest().ok().filter(|_| unchanged);
+            let again = again.map(|m| aggregate::first_model(&self.blobs, &m, run.plan().seed));
+            match again {
+                Some(Ok(made)) if made == run.model() => {
+                    warn!(run = %run.id(), %error, "the run's first model was made again");
+                }
+                _ => damage.push(format!("run {}: {error}", run.id())),
+            }
+        }
+        damage
     }
 
     /// The latest time that the journal held when it was opened.
@@ -135,9 +247,20 @@ impl Store {
         let stored = if bytes.len() <= INLINE_BYTES_MAX {
             Stored::Inline(value)
         } else {
+            let bytes = serde_json::to_vec(&(format!("{tree}/{key}"), value))?;
             Stored::Blob(ModelDigest(self.blobs.put(&bytes)?).to_string())
         };
-        Ok(self.index.put_json(tree, key, &stored)?)
+        let replaced = self.index.get_json::<Stored>(tree, key)?;
+        self.index.put_json(tree, key, &stored)?;
+        // If the index is not marked with this before a crash, it is rebuilt and reads no blob.
+        match (replaced, stored) {
+            (Some(Stored::Blob(old)), Stored::Blob(new)) if old == new => {}
+            (Some(Stored::Blob(old)), _) => {
+                self.blobs.remove(&old.parse::<ModelDigest>()?.0)?;
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     fn value<T: DeserializeOwned>(&self, stored: Stored) -> anyhow::Result<T> {
@@ -145,7 +268,9 @@ impl Store {
             Stored::Inline(value) => serde_json::from_value(value)?,
             Stored::Blob(digest) => {
                 let digest: ModelDigest = digest.parse()?;
-                serde_json::from_slice(&self.blobs.read_all(&digest.0)?)?
+                let (_, value): (String, T) =
+                    serde_json::from_slice(&self.blobs.read_all(&digest.0)?)?;
+                value
             }
         })
     }

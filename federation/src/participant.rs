@@ -282,6 +282,21 @@ impl Participant {
         matches!(&self.state, State::Training { task: current } if current.is_same_work(task))
     }
 
+    /// The round that is being trained.
+    #[must_use]
+    pub fn task(&self) -> Option<&Task> {
+        match &self.state {
+            State::Training { task } => Some(task),
+            _ => None,
+        }
+    }
+
+    /// The last update, which the coordinator may ask for again while the run is open.
+    #[must_use]
+    pub fn last(&self) -> Option<&Contribution> {
+        self.last.as_ref()
+    }
+
     /// The plan that was offered.
     #[must_use]
     pub fn plan(&self) -> PlanDigest {

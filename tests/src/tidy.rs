@@ -260,6 +260,21 @@ fn no_package_links_a_crate_that_its_floor_forbids() {
     assert_none(&offenders, "a forbidden crate");
 }
 
+/// Only a build of the whole workspace has failpoints, because the tests' package asks for them.
+#[test]
+fn no_program_that_is_built_by_itself_has_failpoints() {
+    let features = |package: &str| cargo(&["tree", "-p", package, "-e", "normal,features"]);
+    for package in ["comity-coordinator", "comity-client", "comity-simulator", "comity-journal"] {
+        let tree = features(package);
+        assert!(tree.contains(package));
+        assert!(
+            !tree.contains("fail v0") && !tree.contains("\"failpoints\""),
+            "{package}:\n{tree}"
+        );
+    }
+    assert!(features("comity-tests").contains("fail v0"), "the tests' package asks for them");
+}
+
 #[test]
 fn versions_stand_only_in_the_root_manifest() {
     let (mut offenders, mut n_checked) = (Vec::new(), 0);

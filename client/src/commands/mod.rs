@@ -3,6 +3,7 @@
 use comity_privacy::BoundKind;
 
 pub mod check;
+pub mod journal;
 pub mod ledger;
 pub mod privacy;
 pub mod start;

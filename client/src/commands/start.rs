@@ -16,7 +16,9 @@ pub fn start(path: &Path, exit_after_runs: u32) -> anyhow::Result<()> {
         .worker_threads(1)
         .enable_all()
         .build()
-        .context("the runtime cannot start")?;
+        .context(
+            "the runtime cannot start; if too many files are open, raise the limit (`ulimit -n`)",
+        )?;
     runtime.block_on(async {
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(async move {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use comity_certs::Authority;
 use time::OffsetDateTime;
 
-use crate::config::{Config, Home};
+use crate::config::{Config, Home, StorageConfig};
 
 /// Makes the folder, the authority and the configuration; refuses to touch an existing one.
 pub fn init(
@@ -24,7 +24,8 @@ pub fn init(
     std::fs::create_dir_all(home.dir())
         .with_context(|| format!("folder {} cannot be made", home.dir().display()))?;
     Authority::init(home.certs(), &federation, &server_names, OffsetDateTime::now_utc())?;
-    let config = Config { federation, listen, server_names };
+    let storage = StorageConfig::default();
+    let config = Config { federation, listen, server_names, storage };
     std::fs::write(&path, toml::to_string(&config)?)
         .with_context(|| format!("{} cannot be written", path.display()))?;
     let dir = home.dir().display();

@@ -2,6 +2,7 @@
 
 pub mod certs;
 pub mod init;
+pub mod journal;
 pub mod model;
 mod operator;
 pub mod run;

@@ -25,7 +25,9 @@ pub fn serve(home: &Home) -> anyhow::Result<()> {
         .worker_threads(2)
         .enable_all()
         .build()
-        .context("the runtime cannot start")?;
+        .context(
+            "the runtime cannot start; if too many files are open, raise the limit (`ulimit -n`)",
+        )?;
     let result = runtime.block_on(async {
         let listen = coordinator.listen();
         let listener = TcpListener::bind(listen).await.map_err(|e| {

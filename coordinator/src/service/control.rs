@@ -165,6 +165,13 @@ impl Control for ControlService {
                 (round, model)
             }
         };
+        if !self.driver.blobs().contains(&model.0) {
+            return Err(Status::not_found(format!(
+                "the model of round {round} of run {run} is no longer on the coordinator's disk: \
+                 [storage] in coordinator.toml says how many models are kept; the latest can be \
+                 exported without --round"
+            )));
+        }
         let plan = self.driver.plan(run.clone()).await.map_err(status)?;
         let manifest = plan.manifest().map_err(|e| status(DriverError::Plan(e)))?;
         let header = v1::ExportHeader {

@@ -28,7 +28,7 @@ use tracing::debug;
 
 use super::crowd::Crowd;
 use super::uploads::Uploads;
-use super::{blocking, identity, status};
+use super::{blocking, identity, status, status_of_blob};
 use crate::aggregate;
 use crate::driver::{Admitted, Assignment, DriverError, DriverHandle};
 
@@ -126,6 +126,7 @@ impl FederationService {
             .map_err(|e| Status::internal(e.to_string()))?
             .map_err(|e| Status::internal(format!("the update cannot be read: {e:#}")))?;
         let Err(refusal) = aggregation.check_norm(norm) else { return Ok(()) };
+        self.driver.discard(update).await;
         let (client, round) = (client.clone(), contribution.round);
         let reason = refusal.to_string();
         self.driver
@@ -330,7 +331,7 @@ pub(super) async fn stream_blob(
     offset: u64,
 ) -> Result<(Sending<v1::Chunk>, AbortHandle), Status> {
     let blobs = Arc::clone(driver.blobs());
-    let mut reader = blocking(move || blobs.reader(&wanted)).await?;
+    let mut reader = blocking(move || blobs.reader_of_whole(&wanted)).await?;
     let total = reader.len();
     if offset > total {
         return Err(Status::out_of_range(format!("offset {offset} of {total} bytes")));
@@ -397,7 +398,7 @@ fn message(assignment: Assignment, driver: &DriverHandle) -> Result<v1::Assignme
         ),
         Assignment::Train(Task { run, round, plan, model, closes }) => {
             let model_bytes =
-                driver.blobs().reader(&model.0).map_err(|e| Status::internal(e.to_string()))?.len();
+                driver.blobs().reader(&model.0).map_err(|e| status_of_blob(&e))?.len();
             let train = v1::Train {
                 round,
                 plan_digest: plan.0.to_vec().into(),

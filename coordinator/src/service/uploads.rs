@@ -155,6 +155,11 @@ fn names(run: &RunId, client: &ClientId, contribution: &Contribution) -> (String
     (all, name)
 }
 
+/// The run of a staged update, by its name.
+pub(crate) fn run_of_upload(name: &str) -> Option<&str> {
+    name.strip_prefix("update.")?.split('.').next()
+}
+
 /// A staged update and the right to write it; the writer is dropped first.
 struct Open {
     writer: BlobWriter,
@@ -283,6 +288,14 @@ mod tests {
         fn staged(&self) -> Vec<(String, u64)> {
             self.uploads.blobs.staged().unwrap()
         }
+    }
+
+    #[test]
+    fn the_name_of_a_staged_update_tells_its_run() {
+        let site = Site::new();
+        let (_, name) = names(&site.run, &site.client, &site.contribution());
+        assert_eq!(run_of_upload(&name), Some(site.run.as_str()));
+        assert_eq!(run_of_upload("something"), None);
     }
 
     #[tokio::test]

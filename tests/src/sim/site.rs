@@ -112,7 +112,8 @@ impl Site {
             fs::copy(entry.path(), certs.join(entry.file_name())).unwrap();
         }
         let text = format!(
-            "federation = \"sim\"\nlisten = \"0.0.0.0:{PORT}\"\nserver_names = [\"{COORDINATOR}\"]\n"
+            "federation = \"sim\"\nlisten = \"0.0.0.0:{PORT}\"\nserver_names = [\"{COORDINATOR}\"]\n\
+             [storage]\nmodels_kept = 1000\nmodels_kept_of_ended = 1000\n"
         );
         fs::write(self.coordinator_dir().join("coordinator.toml"), text).unwrap();
     }

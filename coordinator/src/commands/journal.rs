@@ -1,0 +1,143 @@
+//! `comity-coordinator journal verify|show`: the coordinator's own record of everything, checked and listed;
+//! needs no network and works while the coordinator serves.
+
+use std::collections::VecDeque;
+
+use anyhow::{Context as _, ensure};
+use comity_federation::{Command, Event, RunId, Time};
+use comity_journal::{JournalError, Record, Verified};
+use serde::Serialize;
+use serde_json::json;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::config::Home;
+use crate::store::Entry;
+
+/// One record, as it is listed.
+#[derive(Serialize)]
+struct Line {
+    seq: u64,
+    time_ms: Time,
+    what: String,
+    run: RunId,
+    who: String,
+}
+
+impl Line {
+    fn of(record: &Record) -> Result<Self, JournalError> {
+        let seq = record.seq;
+        Ok(match record.json::<Entry>()? {
+            Entry::Launched { run, now, by, .. } => {
+                Self { seq, time_ms: now, what: "launched".to_owned(), run, who: by }
+            }
+            Entry::Stepped { run, now, event } => {
+                let (what, who) = news(&event);
+                Self { seq, time_ms: now, what, run, who }
+            }
+        })
+    }
+}
+
+/// What an event says, and whose it is; the coordinator's own have a dash.
+fn news(event: &Event) -> (String, String) {
+    let own = || "-".to_owned();
+    match event {
+        Event::CheckedIn { client, .. } => ("checked in".to_owned(), client.to_string()),
+        Event::Declined { client, .. } => ("declined".to_owned(), client.to_string()),
+        Event::Drawn { round, .. } => (format!("round {round}: cohort drawn"), own()),
+        Event::Submitted { client, contribution } => {
+            (format!("round {}: contributed", contribution.round), client.to_string())
+        }
+        Event::Withdrew { client, round, .. } => {
+            (format!("round {round}: withdrew"), client.to_string())
+        }
+        Event::Refused { client, round, reason } => {
+            (format!("round {round}: update refused: {reason}"), client.to_string())
+        }
+        Event::Aggregated { round, model, .. } => {
+            (format!("round {round}: model {} published", model.short()), own())
+        }
+        Event::Ordered { command: Command::Abort { reason } } => {
+            (format!("ordered to abort: {reason}"), own())
+        }
+        Event::Ordered { command: Command::Exclude { client, reason } } => {
+            (format!("excluded by order: {reason}"), client.to_string())
+        }
+        Event::Ordered { command: Command::Readmit { client } } => {
+            ("readmitted by order".to_owned(), client.to_string())
+        }
+        Event::Tick => ("deadline passed".to_owned(), own()),
+    }
+}
+
+/// Checks every record's seal and meaning, and says where the journal stands.
+pub fn verify(home: &Home, as_json: bool) -> anyhow::Result<()> {
+    let verified = read(home, |line| drop(line))?;
+    let head = comity_federation::ModelDigest(verified.hash).to_string();
+    if as_json {
+        let torn = verified.torn_bytes;
+        println!("{}", json!({ "records": verified.seq, "head": head, "torn_bytes": torn }));
+        return Ok(());
+    }
+    println!("ok   {} records, each sealed by the next; head {head}", verified.seq);
+    if verified.torn_bytes > 0 {
+        println!(
+            "     {} bytes behind them are of a record that is being written, or that a crash cut off; \
+             the next start removes them",
+            verified.torn_bytes
+        );
+    }
+    Ok(())
+}
+
+/// Lists the records, oldest first: those of `run`, and the `last` ones of them.
+pub fn show(
+    home: &Home,
+    run: Option<&RunId>,
+    last: Option<usize>,
+    as_json: bool,
+) -> anyhow::Result<()> {
+    let mut lines = VecDeque::new();
+    read(home, |line| {
+        if run.is_none_or(|run| line.run == *run) {
+            lines.push_back(line);
+            if last.is_some_and(|n| lines.len() > n) {
+                lines.pop_front();
+            }
+        }
+    })?;
+    if as_json {
+        println!("{}", serde_json::to_string_pretty(&lines)?);
+        return Ok(());
+    }
+    for line in lines {
+        println!(
+            "{:>6}  {}  {}  {}  {}",
+            line.seq,
+            date(line.time_ms),
+            line.run,
+            line.who,
+            line.what
+        );
+    }
+    Ok(())
+}
+
+fn read(home: &Home, mut each: impl FnMut(Line)) -> anyhow::Result<Verified> {
+    let path = home.journal();
+    ensure!(
+        path.exists(),
+        "there is no journal at {}; give the coordinator's folder with --dir",
+        path.display()
+    );
+    comity_journal::read(&path, |record| Line::of(&record).map(&mut each))
+        .with_context(|| format!("{} cannot be relied on", path.display()))
+}
+
+fn date(time: Time) -> String {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(time.0) * 1_000_000)
+        .ok()
+        .and_then(|date| date.format(&Rfc3339).ok())
+        .unwrap_or_else(|| time.to_string())
+}
