@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 /// The node's own certificate and what it trusts.
 pub(crate) struct Credentials {

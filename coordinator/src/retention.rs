@@ -46,6 +46,7 @@ pub(crate) fn used_lately(run: &Run) -> Blobs {
 mod tests {
     use comity_federation::{
         ClientId, Command, Contribution, Event, ModelDigest, Plan, RunId, Time, UpdateDigest,
+        UpdateEncoding,
     };
 
     use super::*;
@@ -72,6 +73,7 @@ mod tests {
             base: run.model(),
             update: UpdateDigest([(10 * round) as u8 + client as u8; 32]),
             n_parameters: run.plan().manifest().unwrap().n_trainable() as u64,
+            encoding: UpdateEncoding::Int32,
             n_correct: None,
             loss_sum: None,
         };

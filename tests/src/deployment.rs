@@ -12,6 +12,8 @@ use serde_json::Value;
 
 /// How long a process may take to come up.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Where programs built with failpoints read them; see `comity_journal::failpoint`.
+const FAILPOINTS: &str = "FAILPOINTS";
 /// How long between looks at something that another process does.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
@@ -171,6 +173,7 @@ pub struct Deployment {
     dir: PathBuf,
     coordinator: Option<Process>,
     clients: BTreeMap<ClientId, Process>,
+    n_files_max: Option<u32>,
 }
 
 impl Deployment {
@@ -180,8 +183,13 @@ impl Deployment {
     /// If `init` fails.
     pub fn init(binaries: Binaries, dir: &Path, federation: &str) -> anyhow::Result<Self> {
         fs::create_dir_all(dir)?;
-        let made =
-            Self { binaries, dir: dir.to_owned(), coordinator: None, clients: BTreeMap::new() };
+        let made = Self {
+            binaries,
+            dir: dir.to_owned(),
+            coordinator: None,
+            clients: BTreeMap::new(),
+            n_files_max: None,
+        };
         let init = ["init", "--federation", federation, "--listen", "127.0.0.1:0"];
         made.operator(&[&init[..], &["--name", "127.0.0.1"]].concat())?.success()?;
         Ok(made)
@@ -199,16 +207,41 @@ impl Deployment {
         self.dir.join(format!("{}-{}", client.country(), client.institution()))
     }
 
+    /// Daemons started from now on may have at most so many files open.
+    pub fn limit_files(&mut self, n_files_max: Option<u32>) {
+        self.n_files_max = n_files_max;
+    }
+
+    /// A daemon's command, under the limits of this deployment.
+    fn limited(&self, command: Command) -> Command {
+        let Some(n_files_max) = self.n_files_max else { return command };
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("ulimit -n {n_files_max}; exec \"$0\" \"$@\""));
+        shell.arg(command.get_program()).args(command.get_args());
+        shell
+    }
+
     /// Starts the coordinator and waits until it serves.
     ///
     /// # Errors
     /// If it ends at once, with its log.
     pub fn serve(&mut self) -> anyhow::Result<()> {
+        self.serve_failing("")
+    }
+
+    /// [`serve`](Self::serve), with these failpoints.
+    ///
+    /// # Errors
+    /// If it ends at once, with its log.
+    pub fn serve_failing(&mut self, failpoints: &str) -> anyhow::Result<()> {
+        self.coordinator = None;
         let address = self.coordinator_dir().join("address");
         let _ = fs::remove_file(&address);
         let mut command = self.binaries.command("comity-coordinator");
         command.arg("--dir").arg(self.coordinator_dir()).arg("serve");
-        let mut process = Process::start(&mut command, self.dir.join("coordinator.log"))?;
+        let mut command = self.limited(command);
+        command.env(FAILPOINTS, failpoints);
+        let mut process = Process::start(&mut command, self.coordinator_log())?;
         let end = Instant::now() + START_TIMEOUT;
         while !address.exists() {
             if process.child.try_wait()?.is_some() || Instant::now() > end {
@@ -293,8 +326,24 @@ impl Deployment {
     /// # Errors
     /// If it cannot be started.
     pub fn start_client(&mut self, client: &ClientId, exit_after_runs: u32) -> anyhow::Result<()> {
+        self.start_client_failing(client, exit_after_runs, "")
+    }
+
+    /// [`start_client`](Self::start_client), with these failpoints.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_client_failing(
+        &mut self,
+        client: &ClientId,
+        exit_after_runs: u32,
+        failpoints: &str,
+    ) -> anyhow::Result<()> {
+        self.clients.remove(client);
         let mut command = self.client_command(client);
         command.args(["start", "--exit-after-runs", &exit_after_runs.to_string()]);
+        let mut command = self.limited(command);
+        command.env(FAILPOINTS, failpoints);
         let process = Process::start(&mut command, self.client_log(client))?;
         self.clients.insert(client.clone(), process);
         Ok(())
@@ -316,6 +365,53 @@ impl Deployment {
 
     fn client_log(&self, client: &ClientId) -> PathBuf {
         self.client_dir(client).join("client.log")
+    }
+
+    fn coordinator_log(&self) -> PathBuf {
+        self.dir.join("coordinator.log")
+    }
+
+    /// What the coordinator has logged so far.
+    #[must_use]
+    pub fn coordinator_said(&self) -> String {
+        fs::read_to_string(self.coordinator_log()).unwrap_or_default()
+    }
+
+    /// Whether a coordinator was started and not killed here; it may have ended by itself.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.coordinator.is_some()
+    }
+
+    /// How the serving coordinator has ended; `None` while it serves, or if it was killed here.
+    ///
+    /// # Errors
+    /// Where the operating system does not tell.
+    pub fn coordinator_ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.coordinator.as_mut().map(|process| process.child.try_wait()).transpose()?.flatten())
+    }
+
+    /// How a started client has ended; `None` while it runs, or if it was killed here.
+    ///
+    /// # Errors
+    /// Where the operating system does not tell.
+    pub fn client_ended(&mut self, client: &ClientId) -> anyhow::Result<Option<ExitStatus>> {
+        let process = self.clients.get_mut(client);
+        Ok(process.map(|process| process.child.try_wait()).transpose()?.flatten())
+    }
+
+    /// Sends a signal (`"STOP"`, `"CONT"`, `"TERM"`) to a client, or to the coordinator.
+    ///
+    /// # Errors
+    /// If there is no such process.
+    pub fn signal(&self, client: Option<&ClientId>, signal: &str) -> anyhow::Result<()> {
+        let process = match client {
+            None => self.coordinator.as_ref(),
+            Some(client) => self.clients.get(client),
+        };
+        let pid = process.context("it does not run")?.child.id().to_string();
+        Finished::of(Command::new("kill").args([&format!("-{signal}"), &pid]))?.success()?;
+        Ok(())
     }
 
     /// What a client has logged so far.

@@ -1,12 +1,17 @@
 //! Facts about whole federations of real processes.
 
 mod bad_input;
+mod corruption;
 mod crash;
+mod disk_full;
 mod governance;
+mod io_faults;
+mod kills;
 mod parity;
 mod privacy;
 mod refusals;
 mod resume;
+mod retention;
 mod weather;
 
 use std::fs;
@@ -64,6 +69,18 @@ server_learning_rate = 1.0
 fixed_point_bits = 22
 "#;
 
+/// A plan of many short rounds, for tests that disturb them.
+fn short_rounds(rounds: u32) -> String {
+    let layers = "layers = [{ type = \"flatten\" }, { type = \"linear\", out = 2 }]";
+    let (before, rest) = PLAN.split_once("layers = [").unwrap();
+    let (_, after) = rest.split_once("\n]\n").unwrap();
+    format!("{before}{layers}\n{after}")
+        .replace("rounds = 3", &format!("rounds = {rounds}"))
+        .replace("local_epochs = 2", "local_epochs = 1")
+        .replace("batch = 32", "batch = 100")
+        .replace("microbatch = 16", "microbatch = 100")
+}
+
 const WITH_DP: &str = "mode = \"dp_sgd\"\nunit = \"record\"\nepsilon = 8.0\ndelta = 1e-4\nclip_norm_l2 = 0.5\n\
                        metrics = { accuracy_rho_per_round = 0.01 }";
 
@@ -76,8 +93,15 @@ struct Site {
 impl Site {
     /// Everything made, the coordinator serving, no client yet.
     fn new(plan: &str) -> Self {
+        Self::prepared(plan, |_| {})
+    }
+
+    /// The same, after `prepare` has seen the folder in which everything will lie: the coordinator in
+    /// `run/coordinator`, each client in one like `run/KR-a`.
+    fn prepared(plan: &str, prepare: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
+        prepare(root);
         fs::write(root.join("plan.toml"), plan).unwrap();
         fs::write(
             root.join("world.toml"),
@@ -96,6 +120,15 @@ impl Site {
             Deployment::init(Binaries::find().unwrap(), &root.join("run"), "test").unwrap();
         deployment.serve().unwrap();
         Self { dir, deployment }
+    }
+
+    /// Makes the coordinator's port stay the same, because clients come back to it.
+    fn keep_port(&self) {
+        let url = self.deployment.url().unwrap();
+        let address = url.strip_prefix("https://").unwrap();
+        let config = self.deployment.coordinator_dir().join("coordinator.toml");
+        let text = fs::read_to_string(&config).unwrap().replace("127.0.0.1:0", address);
+        write(&config, &text);
     }
 
     fn path(&self, name: &str) -> PathBuf {

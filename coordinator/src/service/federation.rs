@@ -126,7 +126,7 @@ impl FederationService {
             .map_err(|e| Status::internal(e.to_string()))?
             .map_err(|e| Status::internal(format!("the update cannot be read: {e:#}")))?;
         let Err(refusal) = aggregation.check_norm(norm) else { return Ok(()) };
-        self.driver.discard(update).await;
+        self.driver.discard(contribution.update).await;
         let (client, round) = (client.clone(), contribution.round);
         let reason = refusal.to_string();
         self.driver

@@ -8,12 +8,7 @@ use super::{PATIENCE, PLAN, Site, WITH_DP};
 fn a_run_survives_the_kill_of_its_coordinator_and_ends_in_the_same_model() {
     let mut site = Site::new(&PLAN.replace("rounds = 3", "rounds = 6"));
     let clients = site.add_clients(None, true);
-    // A free port that stays the same, because clients come back to it.
-    let url = site.deployment.url().unwrap();
-    let address = url.strip_prefix("https://").unwrap();
-    let config = site.deployment.coordinator_dir().join("coordinator.toml");
-    let text = std::fs::read_to_string(&config).unwrap().replace("127.0.0.1:0", address);
-    super::write(&config, &text);
+    site.keep_port();
     site.start_clients(&clients);
     let run = site.launch();
     for round in [2, 4] {
