@@ -357,6 +357,7 @@ mod tests {
         assert!(Contribution::try_from(unknown).unwrap_err().to_string().contains("encoding"));
     }
 
+    // BAD_INPUTS 27
     #[test]
     fn a_bad_field_is_named() {
         let mut wire = v1::RunReport::from(report());

@@ -25,8 +25,8 @@ pub const PLAN_BYTES_MAX: usize = 1 << 20;
 /// Runs that a client may name when it begins to follow.
 pub const OPEN_RUNS_MAX: usize = 10_000;
 
-/// Connections in all: below the 1,024 open files that a process usually may have.
-pub const CONNECTIONS_MAX: usize = 768;
+/// Connections in all: with the handshakes below the 1,024 open files that a process usually may have.
+pub const CONNECTIONS_MAX: usize = 640;
 /// Connections of one identity; one more ends its oldest.
 pub const CONNECTIONS_EACH_MAX: usize = 8;
 /// Accepted connections that wait for the server.
@@ -37,7 +37,10 @@ pub const CONNECTION_AGE_MAX: Duration = Duration::from_secs(3_600);
 pub const CONNECTION_AGE_GRACE: Duration = Duration::from_secs(300);
 
 /// Handshakes under way at once; one more ends the oldest of the address that has most of them.
-pub const HANDSHAKES_MAX: usize = 64;
+pub const HANDSHAKES_MAX: usize = 256;
+/// How long a handshake is left to itself even then: it takes two round trips. Until one may be ended, new
+/// connections wait in the kernel's queue, which thus never holds more than a few seconds' worth.
+pub const HANDSHAKE_UNDISTURBED: Duration = Duration::from_secs(1);
 /// How long a TLS handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client waits for a TCP connection and the handshake together.

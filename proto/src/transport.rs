@@ -34,6 +34,8 @@ use tracing::{debug, info};
 use crate::connections::{Connections, Place};
 use crate::limits;
 
+/// How often somebody who waits for a handshake's place looks whether there is one.
+const ROOM_PAUSE: Duration = Duration::from_millis(10);
 /// How long a connection for which there was no place may last: enough for the peer to read why.
 const CROWDED_TIME: Duration = Duration::from_secs(5);
 /// Bytes that the connector reads to see whether it was let in: an HTTP/2 frame header.
@@ -163,7 +165,7 @@ impl<S: Duplex> AsyncWrite for TlsConnection<S> {
 /// `who` names the identity of a peer's own certificate, DER, so that the connections of each are counted.
 /// Handshakes run beside one another, at most [`limits::HANDSHAKES_MAX`], each at most
 /// `handshake_timeout` long; when they are too many, the oldest of the address that has most of them makes
-/// room.  A refused one is logged with the peer's address and the reason.
+/// room, but none in its first second.  A refused one is logged with the peer's address and the reason.
 pub fn incoming<L: Listen, W: Fn(&[u8]) -> String + Send + Sync + 'static>(
     mut listener: L,
     tls: Arc<ArcSwap<rustls::ServerConfig>>,
@@ -173,8 +175,9 @@ pub fn incoming<L: Listen, W: Fn(&[u8]) -> String + Send + Sync + 'static>(
     let (sender, receiver) = mpsc::channel(limits::ACCEPTED_MAX);
     let doorman = Arc::new(Doorman { who: Box::new(who), connections: Connections::default() });
     tokio::spawn(async move {
-        let mut handshakes: VecDeque<(IpAddr, AbortHandle)> = VecDeque::new();
+        let mut handshakes = VecDeque::new();
         loop {
+            make_room(&mut handshakes).await;
             let (stream, address) = tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok(accepted) => accepted,
@@ -187,10 +190,6 @@ pub fn incoming<L: Listen, W: Fn(&[u8]) -> String + Send + Sync + 'static>(
                 },
                 () = sender.closed() => return,
             };
-            handshakes.retain(|(_, task)| !task.is_finished());
-            if handshakes.len() >= limits::HANDSHAKES_MAX {
-                make_room(&mut handshakes);
-            }
             let acceptor = TlsAcceptor::from(tls.load_full());
             let (sender, doorman) = (sender.clone(), Arc::clone(&doorman));
             let task = tokio::spawn(async move {
@@ -204,23 +203,43 @@ pub fn incoming<L: Listen, W: Fn(&[u8]) -> String + Send + Sync + 'static>(
                     Err(_) => info!(%address, "connection refused: handshake timed out"),
                 }
             });
-            handshakes.push_back((address.ip(), task.abort_handle()));
+            let (address, began) = (address.ip(), Instant::now());
+            handshakes.push_back(Handshake { address, began, task: task.abort_handle() });
         }
     });
     ReceiverStream::new(receiver)
 }
 
-/// Ends the oldest handshake of the address that has most of them.
-fn make_room(handshakes: &mut VecDeque<(IpAddr, AbortHandle)>) {
-    let mut n_of_each: BTreeMap<IpAddr, usize> = BTreeMap::new();
-    for (address, _) in &*handshakes {
-        *n_of_each.entry(*address).or_default() += 1;
-    }
-    let most = n_of_each.into_iter().max_by_key(|(_, n)| *n).map(|(address, _)| address);
-    let oldest = handshakes.iter().position(|(address, _)| Some(*address) == most);
-    if let Some((address, task)) = oldest.and_then(|oldest| handshakes.remove(oldest)) {
-        task.abort();
-        info!(%address, "handshake ended: too many are under way");
+/// A handshake under way.
+struct Handshake {
+    address: IpAddr,
+    began: Instant,
+    task: AbortHandle,
+}
+
+/// Waits until there is a place for one more handshake; if there is none, the oldest of the address that has
+/// most of them is ended, when its undisturbed time is over.
+async fn make_room(handshakes: &mut VecDeque<Handshake>) {
+    loop {
+        handshakes.retain(|handshake| !handshake.task.is_finished());
+        if handshakes.len() < limits::HANDSHAKES_MAX {
+            return;
+        }
+        let mut n_of_each: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        for handshake in &*handshakes {
+            *n_of_each.entry(handshake.address).or_default() += 1;
+        }
+        let most = n_of_each.into_iter().max_by_key(|(_, n)| *n).map(|(address, _)| address);
+        let oldest = handshakes.iter().position(|one| Some(one.address) == most);
+        let oldest = oldest.expect("the address is one of theirs");
+        let left = limits::HANDSHAKE_UNDISTURBED.saturating_sub(handshakes[oldest].began.elapsed());
+        if left.is_zero() {
+            let Handshake { address, task, .. } = handshakes.remove(oldest).expect("it is there");
+            task.abort();
+            info!(%address, "handshake ended: too many are under way");
+            return;
+        }
+        tokio::time::sleep(left.min(ROOM_PAUSE)).await;
     }
 }
 

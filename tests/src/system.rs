@@ -5,6 +5,7 @@ mod corruption;
 mod crash;
 mod disk_full;
 mod governance;
+mod hostile;
 mod io_faults;
 mod kills;
 mod parity;

@@ -486,6 +486,37 @@ fn links(text: &str) -> Vec<String> {
     found
 }
 
+/// Numbers of the bad inputs that docs/reliability.md answers for: the wire, updates, the protocol, the
+/// surroundings.
+const BAD_INPUTS: [std::ops::RangeInclusive<u32>; 2] = [21..=74, 85..=96];
+
+#[test]
+fn every_bad_input_has_its_row_and_every_test_of_the_table_is_there() {
+    let paper = read(&root().join("docs/reliability.md"));
+    let tests: String = sources().iter().map(|path| read(path)).collect();
+    let (mut found, mut offenders, mut last) = (Vec::new(), Vec::new(), "");
+    for line in paper.lines() {
+        let cells: Vec<&str> = line.split(" | ").collect();
+        let [number, _, happens, test] = cells[..] else { continue };
+        let Ok(number) = number.trim_start_matches("| ").parse::<u32>() else { continue };
+        found.push(number);
+        let test = test.trim_end_matches(" |");
+        let name = match test {
+            // Without a test, what happens has to say why.
+            "–" if happens.len() > 10 => continue,
+            "the same" => last,
+            other => other.trim_matches('`'),
+        };
+        last = name;
+        if name.is_empty() || !tests.contains(&format!("fn {name}(")) {
+            offenders.push(format!("{number}: {test}"));
+        }
+    }
+    assert_none(&offenders, "docs/reliability.md names tests that are not there");
+    let expected: Vec<u32> = BAD_INPUTS.into_iter().flatten().collect();
+    assert_eq!(found, expected, "each number has one row, in order");
+}
+
 #[test]
 fn links_are_found_in_prose_and_not_in_code() {
     let text = "see [a](docs/a.md#top), [w](https://x.y)\n```\n[c](no)\n```\n`[d](no)` [`e`](f.md)";

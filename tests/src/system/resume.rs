@@ -82,12 +82,15 @@ fn uploads_and_downloads_go_on_after_a_kill_of_the_coordinator_or_the_client() {
     let half = UPDATE_BYTES / 2;
 
     // Round 1: the client dies in the middle of the model, then the coordinator in the middle of the update.
+    // What the proxy still holds of a dead machine's bytes is lost with it.
     wait_until("half a download", || proxy.n_bytes_down() > half);
     site.deployment.kill_client(&clients[0]);
+    proxy.reset();
     site.deployment.start_client(&clients[0], 1).unwrap();
     wait_until("half an upload", || proxy.n_bytes_up() > half);
     let up_before = proxy.n_bytes_up();
     site.deployment.kill_coordinator();
+    proxy.reset();
     site.deployment.serve().unwrap();
     let said = || site.deployment.client_said(&clients[0]);
     wait_until("the end of round 1", || said().contains("update accepted"));
@@ -105,12 +108,13 @@ fn uploads_and_downloads_go_on_after_a_kill_of_the_coordinator_or_the_client() {
     );
 
     // Round 2: the coordinator in the middle of the model, the client in the middle of the update.
-    wait_until("half a download", || proxy.n_bytes_down() > UPDATE_BYTES + half);
+    let fetched = proxy.n_bytes_down();
+    wait_until("half a download", || proxy.n_bytes_down() > fetched + half);
     site.deployment.kill_coordinator();
+    proxy.reset();
     site.deployment.serve().unwrap();
     wait_until("half an upload", || proxy.n_bytes_up() > sent + half);
     site.deployment.kill_client(&clients[0]);
-    // What the proxy still holds of a dead machine's bytes would be sent for nothing.
     proxy.reset();
     site.deployment.start_client(&clients[0], 1).unwrap();
     assert_finished(&mut site, &run);

@@ -6,6 +6,7 @@
 
 mod busy;
 mod fold;
+mod link;
 mod memory;
 mod peers;
 mod recovery;
@@ -23,16 +24,17 @@ use table::{Row, Table};
 /// One figure: its name on the command line, and what measures it.
 type Figure = (&'static str, fn() -> anyhow::Result<Vec<Row>>);
 
-const FIGURES: [Figure; 6] = [
+const FIGURES: [Figure; 7] = [
     ("fold", fold::measure),
     ("transport", transport::measure),
+    ("link", link::measure),
     ("round", round::measure),
     ("recovery", recovery::measure),
     ("busy", busy::measure),
     ("memory", memory::measure),
 ];
 
-const USAGE: &str = "usage: comity-bench-rounds [--out FILE.md] [FIGURE...]\nfigures: fold transport round recovery busy memory (all)";
+const USAGE: &str = "usage: comity-bench-rounds [--out FILE.md] [FIGURE...]\nfigures: fold transport link round recovery busy memory (all)";
 
 fn main() -> anyhow::Result<ExitCode> {
     let mut args = std::env::args().skip(1);
