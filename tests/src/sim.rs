@@ -13,6 +13,7 @@
 //!
 //! `COMITY_SEED=n` plays one seed and prints its log; `COMITY_SEEDS=n` is how many are played.
 
+mod aging;
 mod faults;
 mod network;
 mod oracle;
