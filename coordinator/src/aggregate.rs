@@ -127,7 +127,7 @@ pub(crate) fn fold(
     let weights = updates.iter().map(|(_, weight)| *weight).collect();
     let named = updates.iter().map(|(update, _)| *update);
     let mut stored = Stored::open(blobs, named, settings.update_encoding, n_trainable)?;
-    let fold = Fold::new(settings, weights, n_trainable, &mut stored)?;
+    let mut fold = Fold::new(settings, weights, n_trainable, &mut stored)?;
     let mut next = blobs.writer()?;
     let mut bytes = Vec::new();
     let mut values = Vec::new();
@@ -275,7 +275,7 @@ mod tests {
             for strategy in STRATEGIES {
                 let settings = settings(strategy);
                 let weights = updates.iter().map(|u| u.1).collect();
-                let Ok(at_once) = Fold::new(&settings, weights, n, slices);
+                let Ok(mut at_once) = Fold::new(&settings, weights, n, slices);
                 let Ok(expected) = at_once.step(0..n, &base, slices);
                 let next = fold(&blobs, &settings, start, n, &updates).unwrap();
                 assert_eq!(next, Parameters::new(expected).digest(), "{strategy:?}");
@@ -322,7 +322,7 @@ mod tests {
             for strategy in STRATEGIES {
                 let settings = Aggregation { update_encoding: encoding, ..settings(strategy) };
                 let mut memory = Encoded { updates: &slices, encoding, n_coordinates: n };
-                let Ok(at_once) = Fold::new(&settings, vec![1; 7], n, &mut memory);
+                let Ok(mut at_once) = Fold::new(&settings, vec![1; 7], n, &mut memory);
                 let Ok(expected) = at_once.step(0..n, &base, &mut memory);
                 let next = fold(&blobs, &settings, start, n, &digests).unwrap();
                 assert_eq!(next, Parameters::new(expected).digest(), "{encoding:?} {strategy:?}");

@@ -1,7 +1,10 @@
 //! The exact sum of updates, chunk by chunk.
 //!
 //! An accumulator holds one chunk of coordinates at a time, so that memory does not grow with
-//! the model or with the number of clients.
+//! the model or with the number of clients.  Its loops are compiled for several processors and the widest
+//! instructions are chosen at run time; integers make every choice give the same bits.
+
+use fearless_simd::{Level, dispatch};
 
 /// Largest total weight: 2^32 times an `i32` still fits an `i64`.
 pub(crate) const WEIGHT_TOTAL_MAX: u64 = 1 << 32;
@@ -33,9 +36,8 @@ impl Accumulator {
     pub fn add(&mut self, bytes: &[u8], weight: u64) {
         let words = self.words(bytes);
         self.weigh(weight);
-        for (sum, word) in self.shifted.iter_mut().zip(words) {
-            *sum = sum.wrapping_add(shifted(word).wrapping_mul(weight));
-        }
+        let sums = &mut self.shifted;
+        dispatch!(Level::new(), _ => add_one(sums, words, weight));
     }
 
     /// Adds four deltas, each times its weight, in one pass over the sum: half as long as one by one.
@@ -51,14 +53,9 @@ impl Accumulator {
         };
         let [a, b, c, d] = deltas.map(|bytes| self.words(bytes));
         weights.into_iter().for_each(|weight| self.weigh(weight));
-        let w: [u64; LANES] = std::array::from_fn(|lane| u64::from(narrow[lane]));
-        for ((((sum, a), b), c), d) in self.shifted.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-            *sum = sum
-                .wrapping_add(shifted(a) * w[0])
-                .wrapping_add(shifted(b) * w[1])
-                .wrapping_add(shifted(c) * w[2])
-                .wrapping_add(shifted(d) * w[3]);
-        }
+        let narrow: [u32; LANES] = std::array::from_fn(|lane| narrow[lane]);
+        let sums = &mut self.shifted;
+        dispatch!(Level::new(), _ => add_all(sums, [a, b, c, d], narrow));
     }
 
     fn words<'a>(&self, bytes: &'a [u8]) -> &'a [[u8; 4]] {
@@ -87,7 +84,28 @@ impl Accumulator {
     }
 }
 
+#[inline(always)]
+fn add_one(sums: &mut [u64], words: &[[u8; 4]], weight: u64) {
+    for (sum, word) in sums.iter_mut().zip(words) {
+        *sum = sum.wrapping_add(shifted(word).wrapping_mul(weight));
+    }
+}
+
+/// Weights of 32 bits: a product of two such is one instruction for several coordinates.
+#[inline(always)]
+fn add_all(sums: &mut [u64], [a, b, c, d]: [&[[u8; 4]]; LANES], weights: [u32; LANES]) {
+    let w = weights.map(u64::from);
+    for ((((sum, a), b), c), d) in sums.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+        *sum = sum
+            .wrapping_add(shifted(a).wrapping_mul(w[0]))
+            .wrapping_add(shifted(b).wrapping_mul(w[1]))
+            .wrapping_add(shifted(c).wrapping_mul(w[2]))
+            .wrapping_add(shifted(d).wrapping_mul(w[3]));
+    }
+}
+
 /// The value of `word` plus 2^31.
+#[inline(always)]
 fn shifted(word: &[u8; 4]) -> u64 {
     u64::from(u32::from_le_bytes(*word) ^ (1 << 31))
 }

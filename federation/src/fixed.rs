@@ -4,6 +4,8 @@
 //! in the same bits, and secure aggregation is modular addition.  Both directions of the
 //! conversion are in this file.
 
+use fearless_simd::{Level, dispatch};
+
 use crate::Delta;
 
 /// A value that fixed point cannot hold.
@@ -89,12 +91,73 @@ impl FixedPoint {
     pub fn mean(&self, sum: i64, weight_total: u64) -> f64 {
         sum as f64 / (weight_total as f64 * self.steps_per_unit())
     }
+
+    /// What `rate` times the [`mean`](Self::mean) of each of `sums` makes of `base`; no sum passes
+    /// `weight_total` times an `i32`.
+    pub(crate) fn stepped(
+        &self,
+        base: &[f32],
+        sums: &[i64],
+        weight_total: u64,
+        rate: f64,
+    ) -> Vec<f32> {
+        let steps = weight_total as f64 * self.steps_per_unit();
+        let mut next = vec![0.0; base.len()];
+        if weight_total <= SMALL_WEIGHT_MAX {
+            dispatch!(Level::new(), _ => step(base, sums, steps, rate, small, &mut next));
+        } else {
+            step(base, sums, steps, rate, |sum| sum as f64, &mut next);
+        }
+        next
+    }
+}
+
+/// Largest total weight whose sums are at most 2^51 in size.
+const SMALL_WEIGHT_MAX: u64 = 1 << 20;
+
+#[inline(always)]
+fn step(
+    base: &[f32],
+    sums: &[i64],
+    steps: f64,
+    rate: f64,
+    number: impl Fn(i64) -> f64,
+    next: &mut [f32],
+) {
+    for ((next, base), sum) in next.iter_mut().zip(base).zip(sums) {
+        *next = (f64::from(*base) + rate * (number(*sum) / steps)) as f32;
+    }
+}
+
+/// `sum`, at most 2^51 in size, as the number that it is: added to 1.5 * 2^52 in the bits of its mantissa.
+/// The conversion is one at a time; of these, several are one instruction.
+#[inline(always)]
+fn small(sum: i64) -> f64 {
+    const MIDDLE: f64 = 6_755_399_441_055_744.0;
+    f64::from_bits(MIDDLE.to_bits().wrapping_add_signed(sum)) - MIDDLE
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn steps_at_the_edges_of_small_sums_are_the_means() {
+        let grid = FixedPoint::new(22).unwrap();
+        for weight in [1, 3, SMALL_WEIGHT_MAX - 1, SMALL_WEIGHT_MAX, SMALL_WEIGHT_MAX + 1, 1 << 32]
+        {
+            let weighted = |value: i32| i64::from(value) * weight as i64;
+            let (low, high) = (weighted(i32::MIN), weighted(i32::MAX));
+            let sums = [low, low + 1, -1, 0, 1, high - 1, high, low / 3, high / 7];
+            let base = [0.1, -3.0, 1e-9, -0.0, 7.5, 0.0, 1e9, f32::MIN_POSITIVE, -1.0];
+            let expected = base.iter().zip(sums).map(|(base, sum)| {
+                ((f64::from(*base) + 0.7 * grid.mean(sum, weight)) as f32).to_bits()
+            });
+            let next = grid.stepped(&base, &sums, weight, 0.7);
+            assert!(next.iter().map(|value| value.to_bits()).eq(expected), "{weight}");
+        }
+    }
 
     #[test]
     fn not_finite_and_out_of_range_are_named() {

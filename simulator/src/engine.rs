@@ -545,7 +545,7 @@ fn next_model(
 ) -> Parameters {
     let n_trainable = updates.n_coordinates;
     let (trained, frozen) = model.values().split_at(n_trainable);
-    let Ok(fold) = Fold::new(settings, weights, n_trainable, updates);
+    let Ok(mut fold) = Fold::new(settings, weights, n_trainable, updates);
     let mut next = Vec::with_capacity(model.values().len());
     for range in fold.chunks() {
         let Ok(values) = fold.step(range.clone(), &trained[range], updates);

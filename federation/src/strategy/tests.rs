@@ -26,7 +26,7 @@ fn step(strategy: Strategy, updates: &[Vec<i32>], weights: &[u64]) -> Vec<f32> {
     let mut updates: Vec<&[u8]> = updates.iter().map(Vec::as_slice).collect();
     let updates = &mut updates[..];
     let n = updates[0].len() / 4;
-    let Ok(fold) = Fold::new(&settings(strategy), weights.to_vec(), n, updates);
+    let Ok(mut fold) = Fold::new(&settings(strategy), weights.to_vec(), n, updates);
     let mut next = Vec::new();
     for range in fold.chunks() {
         let Ok(values) = fold.step(range.clone(), &vec![0.0; range.len()], updates);
@@ -46,7 +46,7 @@ fn the_server_learning_rate_multiplies_the_mean() {
     let update = bytes(&[16, -32]);
     let updates = &mut [&update[..]][..];
     let settings = Aggregation { server_learning_rate: 0.5, ..settings(Strategy::Fedavg) };
-    let Ok(fold) = Fold::new(&settings, vec![7], 2, updates);
+    let Ok(mut fold) = Fold::new(&settings, vec![7], 2, updates);
     let Ok(next) = fold.step(0..2, &[1.0, 1.0], updates);
     assert_eq!(next, [1.5, 0.0]);
 }
@@ -130,7 +130,7 @@ proptest! {
         let mut slices: Vec<&[u8]> = bytes.iter().map(Vec::as_slice).collect();
         let slices = &mut slices[..];
         for strategy in strategies {
-            let Ok(fold) = Fold::new(&settings(strategy), vec![1; updates.len()], 5, slices);
+            let Ok(mut fold) = Fold::new(&settings(strategy), vec![1; updates.len()], 5, slices);
             let base = [0.5f32; 5];
             let Ok(whole) = fold.step(0..5, &base, slices);
             let Ok(mut pieces) = fold.step(0..cut, &base[..cut], slices);
@@ -143,7 +143,7 @@ proptest! {
                 let mut turned = slices.to_vec();
                 turned.rotate_left(cut);
                 let turned = &mut turned[..];
-                let Ok(fold) = Fold::new(&settings(strategy), vec![1; updates.len()], 5, turned);
+                let Ok(mut fold) = Fold::new(&settings(strategy), vec![1; updates.len()], 5, turned);
                 let Ok(again) = fold.step(0..5, &base, turned);
                 prop_assert_eq!(&whole, &again, "{:?}", strategy);
             }

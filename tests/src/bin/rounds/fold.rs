@@ -14,15 +14,17 @@ use comity_journal::{BlobReader, BlobStore};
 use crate::peers;
 use crate::table::{Row, best};
 
-/// Coordinates of an update: 64 MiB, larger than any cache.
+/// Coordinates of an update: 64 MiB, and eight of them.
 const N: usize = 1 << 24;
+/// Values in each array of the machine's own limit: 256 MiB, many times the largest cache.
+const N_AXPY: usize = 1 << 26;
 /// Updates of a round.
 const N_UPDATES: usize = 8;
 const REPEATS: usize = 7;
 
 pub(crate) fn measure() -> anyhow::Result<Vec<Row>> {
     let limit = axpy();
-    let numpy = peers::run("axpy.py", &[&N.to_string(), &REPEATS.to_string()])?;
+    let numpy = peers::run("axpy.py", &[&N_AXPY.to_string(), &REPEATS.to_string()])?;
     let numpy = best(&peers::rates(&numpy, "axpy")?);
     let updates: Vec<Vec<u8>> = (0..N_UPDATES as u32)
         .map(|u| (0..N as u32).flat_map(|i| (i.wrapping_mul(u + 1) >> 9).to_le_bytes()).collect())
@@ -53,8 +55,8 @@ pub(crate) fn measure() -> anyhow::Result<Vec<Row>> {
 
 /// The machine's one-thread rate of `y += a * x`.
 fn axpy() -> f64 {
-    let x = vec![1.0f32; N];
-    let mut y = vec![0.0f32; N];
+    let x = vec![1.0f32; N_AXPY];
+    let mut y = vec![0.0f32; N_AXPY];
     let rates: Vec<f64> = (0..REPEATS)
         .map(|repeat| {
             let a = black_box(repeat as f32 + 0.5);
@@ -63,7 +65,7 @@ fn axpy() -> f64 {
                 *y += a * x;
             }
             black_box(&mut y);
-            (4 * N) as f64 / began.elapsed().as_secs_f64() / 1e9
+            (4 * N_AXPY) as f64 / began.elapsed().as_secs_f64() / 1e9
         })
         .collect();
     best(&rates)
@@ -86,7 +88,7 @@ where
     let mut rates = Vec::new();
     let base = vec![0.5f32; N];
     for _ in 0..REPEATS {
-        let fold = Fold::new(&settings, weights.clone(), N, updates).map_err(Into::into)?;
+        let mut fold = Fold::new(&settings, weights.clone(), N, updates).map_err(Into::into)?;
         let began = Instant::now();
         for range in fold.chunks() {
             let next = fold.step(range.clone(), &base[range], updates).map_err(Into::into)?;
