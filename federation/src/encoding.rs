@@ -87,7 +87,7 @@ impl UpdateEncoding {
     #[must_use]
     pub fn encode(self, values: &[i32], rounding: Rounding<'_>) -> Vec<u8> {
         if self == Self::Int32 {
-            return values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            return values.iter().map(|v| v.to_le_bytes()).collect::<Vec<_>>().into_flattened();
         }
         let mut hasher = blake3::Hasher::new_derive_key("comity update rounding v1");
         hasher.update(&rounding.plan.0).update(&rounding.round.to_le_bytes());

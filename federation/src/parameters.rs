@@ -22,7 +22,7 @@ impl Parameters {
     /// Little-endian bytes, four a parameter: what is stored, sent and hashed.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        self.0.iter().flat_map(|v| v.to_le_bytes()).collect()
+        self.0.iter().map(|v| v.to_le_bytes()).collect::<Vec<_>>().into_flattened()
     }
 
     /// The inverse of [`to_bytes`](Self::to_bytes); `None` if the length is not a multiple of four.

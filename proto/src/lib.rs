@@ -8,6 +8,7 @@
 pub mod chunk;
 mod connections;
 pub mod convert;
+mod flow;
 pub mod limits;
 mod status;
 pub mod transport;
@@ -20,6 +21,7 @@ pub mod v1 {
 }
 
 pub use convert::WireError;
+pub use flow::Taking;
 pub use status::status_of_rejection;
 
 /// Version of the protocol that this software speaks.

@@ -9,6 +9,9 @@
 //! and a few chunks.  Whoever has no certificate can hold one of [`HANDSHAKES_MAX`] handshakes, some 32 KiB
 //! each, until another one needs its place.
 //!
+//! All uploads together have at most some [`UNREAD_BYTES_MAX`] waiting for the disk before their connections
+//! are read no further.
+//!
 //! **Time.** Nothing fails while bytes progress: a transfer is given up when [`PROGRESS_TIMEOUT`] passes
 //! without a whole chunk, and goes on later where it stopped.  A link slower than a chunk in that time,
 //! 70 kbit/s, is too slow.  Deadlines that a peer sets itself are its own affair: a call that has none, or one
@@ -67,6 +70,10 @@ pub const HEADER_BYTES_MAX: u32 = 16 << 10;
 pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
 /// Updates on their way to the coordinator at once; of each client one, the newest.
 pub const UPLOADS_MAX: usize = 64;
+/// Bytes of uploads that the server holds until they are written, of all connections together...
+pub const UNREAD_BYTES_MAX: usize = 32 << 20;
+/// ... but of each connection at least so many: some chunks, of which each must be whole to be taken.
+pub const UNREAD_EACH_BYTES_MIN: usize = 2 << 20;
 /// Downloads of one client at once; one more ends its oldest.
 pub const DOWNLOADS_EACH_MAX: usize = 2;
 /// Streams of assignments to one client; one more ends its oldest.

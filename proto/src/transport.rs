@@ -13,6 +13,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tracing::{debug, info};
 
 use crate::connections::{Connections, Place};
+use crate::flow::{Flow, Taking};
 use crate::limits;
 
 /// How often somebody who waits for a handshake's place looks whether there is one.
@@ -52,6 +54,15 @@ pub struct PeerCertificates {
     pub ages: Instant,
     /// The server has as many connections as it takes: nothing is done on this one.
     pub crowded: bool,
+    flow: Arc<Flow>,
+}
+
+impl PeerCertificates {
+    /// Begins to take an upload from this connection, which is read only as fast as it is taken.
+    #[must_use]
+    pub fn take(&self) -> Taking {
+        Taking::new(Arc::clone(&self.flow))
+    }
 }
 
 /// A stream of bytes both ways.
@@ -138,7 +149,13 @@ impl<S: Duplex> AsyncRead for TlsConnection<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.poll_end(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        if !self.peer.flow.has_room(cx) {
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.peer.flow.came(buf.filled().len() - before);
+        polled
     }
 }
 
@@ -173,7 +190,11 @@ pub fn incoming<L: Listen, W: Fn(&[u8]) -> String + Send + Sync + 'static>(
     who: W,
 ) -> impl Stream<Item = io::Result<TlsConnection<L::Stream>>> + Send + use<L, W> {
     let (sender, receiver) = mpsc::channel(limits::ACCEPTED_MAX);
-    let doorman = Arc::new(Doorman { who: Box::new(who), connections: Connections::default() });
+    let doorman = Arc::new(Doorman {
+        who: Box::new(who),
+        connections: Connections::default(),
+        n_uploads: Arc::default(),
+    });
     tokio::spawn(async move {
         let mut handshakes = VecDeque::new();
         loop {
@@ -247,6 +268,8 @@ async fn make_room(handshakes: &mut VecDeque<Handshake>) {
 struct Doorman {
     who: Box<dyn Fn(&[u8]) -> String + Send + Sync>,
     connections: Connections,
+    /// Uploads under way on all connections.
+    n_uploads: Arc<AtomicUsize>,
 }
 
 async fn shake<S: Duplex>(
@@ -265,7 +288,8 @@ async fn shake<S: Duplex>(
     let now = Instant::now();
     let place = doorman.connections.enter(who);
     let crowded = place.is_none();
-    let peer = PeerCertificates { chain, address: Some(address), ages: now + age, crowded };
+    let flow = Arc::new(Flow::new(Arc::clone(&doorman.n_uploads)));
+    let peer = PeerCertificates { chain, address: Some(address), ages: now + age, crowded, flow };
     let left = if crowded { CROWDED_TIME } else { age + limits::CONNECTION_AGE_GRACE };
     Ok(TlsConnection { stream, peer, place, end: Box::pin(tokio::time::sleep(left)) })
 }

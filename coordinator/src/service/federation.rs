@@ -16,9 +16,9 @@ use comity_proto::limits::{
     DOWNLOADS_EACH_MAX, FOLLOWS_EACH_MAX, OPEN_RUNS_MAX, PROGRESS_TIMEOUT, QUEUED_ASSIGNMENTS_MAX,
     QUEUED_CHUNKS_MAX,
 };
-use comity_proto::status_of_rejection;
 use comity_proto::v1::federation_server::Federation;
 use comity_proto::v1::{self, assignment::What, update_part::Part};
+use comity_proto::{Taking, status_of_rejection};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio_stream::Stream;
@@ -59,6 +59,7 @@ impl FederationService {
         self,
         client: ClientId,
         mut parts: Streaming<v1::UpdatePart>,
+        taking: Taking,
     ) -> Result<v1::SubmitReply, Status> {
         let Some(v1::UpdatePart { part: Some(Part::Header(header)) }) = next(&mut parts).await?
         else {
@@ -76,7 +77,8 @@ impl FederationService {
             _ => None,
         };
         let turn = self.uploads.turn(&client).await?;
-        let mut upload = self.uploads.open(turn, &run, &client, &contribution, from).await?;
+        let mut upload =
+            self.uploads.open(turn, &run, &client, &contribution, from, taking).await?;
         let mut reassembly = Reassembly::new(upload.offset, total);
         let mut changes = self.driver.changes();
         while let Some(got) = part {
@@ -305,10 +307,11 @@ impl Federation for FederationService {
         request: Request<Streaming<v1::UpdatePart>>,
     ) -> Reply<v1::SubmitReply> {
         let client = identity::client(&request)?;
+        let taking = identity::connection(&request)?.take();
         let service = self.clone();
         // A task of its own: what is in memory when the connection breaks is still taken, and need not be
         // sent again.
-        let received = tokio::spawn(service.receive(client, request.into_inner()));
+        let received = tokio::spawn(service.receive(client, request.into_inner(), taking));
         received.await.map_err(|e| Status::internal(e.to_string()))?.map(Response::new)
     }
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use comity_federation::{ClientId, Contribution, RunId};
 use comity_journal::{BlobStore, BlobWriter};
+use comity_proto::Taking;
 use comity_proto::limits::{QUEUED_CHUNKS_MAX, UPLOADS_MAX};
 use comity_proto::v1::Chunk;
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -115,6 +116,7 @@ impl Uploads {
         client: &ClientId,
         contribution: &Contribution,
         from: Option<u64>,
+        taking: Taking,
     ) -> Result<Upload, Status> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
             Status::resource_exhausted(format!(
@@ -141,7 +143,7 @@ impl Uploads {
         .await?;
         let offset = open.writer.len();
         let (chunks, arriving) = mpsc::channel(QUEUED_CHUNKS_MAX);
-        Ok(Upload { offset, chunks, stored: tokio::spawn(store(open, arriving)), rival })
+        Ok(Upload { offset, chunks, stored: tokio::spawn(store(open, arriving, taking)), rival })
     }
 }
 
@@ -169,17 +171,22 @@ struct Open {
 
 /// Writes what arrives, beside the network and on a thread of the disk's only while there is something to
 /// write: a sender that hangs holds no thread.
-async fn store(mut open: Open, mut arriving: mpsc::Receiver<Chunk>) -> Result<Open, Status> {
+async fn store(
+    mut open: Open,
+    mut arriving: mpsc::Receiver<Chunk>,
+    taking: Taking,
+) -> Result<Open, Status> {
     let mut batch = Vec::new();
     while arriving.recv_many(&mut batch, QUEUED_CHUNKS_MAX).await > 0 {
+        let sizes: Vec<usize> = batch.iter().map(|chunk: &Chunk| chunk.data.len()).collect();
         (open, batch) = blocking(move || {
             for chunk in batch.drain(..) {
-                let chunk: Chunk = chunk;
                 open.writer.write(&chunk.data)?;
             }
             Ok((open, batch))
         })
         .await?;
+        sizes.into_iter().for_each(|n_bytes| taking.took(n_bytes));
     }
     Ok(open)
 }
@@ -272,7 +279,9 @@ mod tests {
 
         async fn open(&self, from: Option<u64>) -> Result<Upload, Status> {
             let turn = self.uploads.turn(&self.client).await?;
-            self.uploads.open(turn, &self.run, &self.client, &self.contribution(), from).await
+            let contribution = self.contribution();
+            let taking = Taking::default();
+            self.uploads.open(turn, &self.run, &self.client, &contribution, from, taking).await
         }
 
         async fn offset(&self) -> u64 {
@@ -386,7 +395,7 @@ mod tests {
                 (site.run.clone(), site.client.clone(), site.contribution());
             async move {
                 let turn = uploads.turn(&client).await?;
-                uploads.open(turn, &run, &client, &contribution, Some(0)).await
+                uploads.open(turn, &run, &client, &contribution, Some(0), Taking::default()).await
             }
         });
         mine.taken_over().await;
