@@ -98,6 +98,14 @@ impl Scene {
         self.site.wait(&self.run, |report| report.round >= round);
         clients.iter().for_each(|client| self.site.deployment.kill_client(client));
         self.site.deployment.kill_coordinator();
+        // After a kill the index may not have seen the last records, and their loss would look like an append that
+        // the kill cut off; a start brings it up to date.
+        drop(
+            Coordinator::open(&Home::new(&self.site.deployment.coordinator_dir()), Clock::system())
+                .unwrap(),
+        );
+        let config = self.site.deployment.client_dir(&self.client).join("client.toml");
+        drop(Node::open(&config, Outside::deployed()).unwrap());
         copy(&self.site.deployment.coordinator_dir(), &self.dir(name, "coordinator"));
         copy(&self.site.deployment.client_dir(&self.client), &self.dir(name, "client"));
     }

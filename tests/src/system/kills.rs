@@ -122,7 +122,8 @@ fn killed_over_and_over_every_update_counts_once_and_the_model_is_the_simulators
             i @ 0..=2 => Some(&clients[i as usize]),
             _ => None,
         };
-        let by_failpoint = draws.once_in(2);
+        // An attempt at a failpoint is an end at a random instant as well: together, half and half.
+        let by_failpoint = !draws.once_in(5);
         let at = if by_failpoint { failpoint(&mut draws, victim) } else { ("", String::new()) };
         if by_failpoint {
             // It dies in its work: so it starts with the failpoint, after an end that counts as well.
