@@ -22,7 +22,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::identity::is_name;
 use crate::tls::certificates;
-use crate::{CertError, Identity, Role};
+use crate::{CertError, Identity, Role, check_own};
 
 const ROOT_DAYS: i64 = 20 * 365;
 const ISSUING_DAYS: i64 = 5 * 365;
@@ -190,7 +190,10 @@ impl Authority {
     /// issuing CA would expire first.
     pub fn issue(&self, role: &Role, days: i64, now: OffsetDateTime) -> Result<Issued, CertError> {
         let end = now.checked_add(Duration::days(days.clamp(0, ROOT_DAYS))).unwrap_or(now);
-        self.issue_between(role, now - CLOCK_SKEW, end)
+        let issued = self.issue_between(role, now - CLOCK_SKEW, end)?;
+        // If the disk altered the issuing certificate, nobody would accept what it signs.
+        check_own(&issued.certificate_pem, &issued.key_pem, &self.root_pem, now)?;
+        Ok(issued)
     }
 
     /// Like [`issue`](Self::issue), with the exact period of validity.
