@@ -66,7 +66,8 @@ fn one_run(site: &mut Site) -> anyhow::Result<()> {
     let run = site.launch(9, 4, ROUNDS)?;
     let ended = site.deployment.wait_for_clients(RUN_TIMEOUT);
     let report = site.deployment.report(&run)?;
-    anyhow::ensure!(report.status == RunStatus::Finished, "run {run} is {:?}", report.status);
+    let how = (report.status, &report.reason);
+    anyhow::ensure!(report.status == RunStatus::Finished, "run {run} is {how:?}");
     for round in &report.history {
         anyhow::ensure!(round.contributions.len() == N_CLIENTS, "run {run}: {:?}", round.missing);
     }

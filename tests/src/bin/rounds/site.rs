@@ -46,7 +46,7 @@ impl Site {
                 without_dp: true,
             };
             site.deployment.add_client(&setup)?;
-            write_data(&site.deployment.client_dir(&id), n_features)?;
+            write_data(&site.deployment.client_dir(&id), index, n_features)?;
             site.clients.push(id);
         }
         Ok(site)
@@ -153,11 +153,12 @@ fixed_point_bits = 20
     )
 }
 
-/// Four examples in IDX files.
-fn write_data(dir: &Path, n_features: usize) -> anyhow::Result<()> {
+/// Four examples in IDX files, of each client its own: equal ones would be trained to equal updates, of
+/// which a coordinator takes one.
+fn write_data(dir: &Path, client_index: usize, n_features: usize) -> anyhow::Result<()> {
     let mut images = vec![0, 0, 8, 2, 0, 0, 0, 4];
     images.extend(u32::try_from(n_features)?.to_be_bytes());
-    images.extend((0..4 * n_features).map(|i| (i % 251) as u8));
+    images.extend((0..4 * n_features).map(|i| ((i + 13 * client_index) * 37 % 251) as u8));
     std::fs::write(dir.join("images.idx"), images)?;
     std::fs::write(dir.join("labels.idx"), [0, 0, 8, 1, 0, 0, 0, 4, 0, 1, 2, 3])?;
     Ok(())
