@@ -228,8 +228,13 @@ impl Store {
     ) -> anyhow::Result<Reservation> {
         let mut lines =
             Lines { journal: &mut self.journal, wrap: |ledger| Entry::Ledger { ledger } };
+        let is_private = !charge.is_exempt();
         let reservation = self.ledger.reserve(&mut lines, key, charge)?;
         self.mark()?;
+        if is_private {
+            // A journal that loses this debit is to be noticed, even if everything ends at this instant.
+            self.index.flush()?;
+        }
         Ok(reservation)
     }
 
@@ -296,5 +301,44 @@ impl<W: Fn(LedgerEntry) -> Entry> LedgerStore for Lines<'_, W> {
     fn append(&mut self, entry: &LedgerEntry) -> Result<(), String> {
         let entry = (self.wrap)(entry.clone());
         self.journal.append_json(&entry).map(|_| ()).map_err(|e| e.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use comity_privacy::{Budget, Mechanism};
+
+    fn limit() -> Limit {
+        Limit { budget: Some(Budget::new(8.0, 1e-5).unwrap()), exempt_allowed: false }
+    }
+
+    /// What is on the disk the moment a debit returns, with an older journal put in its place.
+    #[test]
+    fn a_journal_that_lost_a_debit_is_noticed_from_the_debit_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, copy) = (dir.path().join("state"), dir.path().join("copy"));
+        let (mut store, _) = Store::open(&state, limit(), u64::MAX).unwrap();
+        for round in 1..=8 {
+            let older = std::fs::read(journal_path(&state)).unwrap();
+            let charge = Charge::single(
+                vec![Mechanism::Zcdp { rho: 0.01 }],
+                [1; 32],
+                Some([round as u8; 32]),
+            );
+            let key = ReservationKey { run: format!("run-{round}"), round };
+            let _paid = store.reserve(key, charge).unwrap();
+            let _ = std::fs::remove_dir_all(&copy);
+            std::fs::create_dir_all(copy.join("index")).unwrap();
+            for name in ["db", "conf"] {
+                let from = state.join("index").join(name);
+                std::fs::copy(from, copy.join("index").join(name)).unwrap();
+            }
+            std::fs::write(journal_path(&copy), older).unwrap();
+            let Err(error) = Store::open(&copy, limit(), u64::MAX) else {
+                panic!("debit {round} was forgotten")
+            };
+            assert!(error.to_string().contains("was applied before"), "{error:#}");
+        }
     }
 }

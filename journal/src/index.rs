@@ -278,6 +278,15 @@ impl Index {
         self.flusher.wake()
     }
 
+    /// Waits until the last mark is on the disk: from then on a journal that lacks a record up to it is
+    /// [`IndexError::JournalOlder`].
+    ///
+    /// # Errors
+    /// [`IndexError`] if it cannot be written.
+    pub fn flush(&self) -> Result<(), IndexError> {
+        flush(&self.db, &self.dir.join("db"))
+    }
+
     fn content(&self) -> MutexGuard<'_, Content> {
         // A panic inside sled while the lock was held leaves a wrong sum at worst, and a wrong
         // sum leads to a rebuild.
@@ -352,11 +361,7 @@ fn flush_when_marked(shared: &(Mutex<Work>, Condvar), db: &sled::Db, file: &Path
             return;
         }
         drop(guard);
-        // sled's flush is sync_file_range, which promises nothing after a power failure.
-        let flushed = disk::index()
-            .map_err(failed(file))
-            .and_then(|()| db.flush().map_err(IndexError::from))
-            .and_then(|_| File::open(file).and_then(|db| disk::sync(&db)).map_err(failed(file)));
+        let flushed = flush(db, file);
         guard = lock(work);
         if let Err(error) = flushed {
             guard.failure = Some(error);
@@ -364,6 +369,14 @@ fn flush_when_marked(shared: &(Mutex<Work>, Condvar), db: &sled::Db, file: &Path
         let rest = news.wait_timeout_while(guard, FLUSH_PAUSE, |work| !work.stopping);
         guard = rest.unwrap_or_else(PoisonError::into_inner).0;
     }
+}
+
+/// Waits until everything so far is on the disk.
+fn flush(db: &sled::Db, file: &Path) -> Result<(), IndexError> {
+    disk::index().map_err(failed(file))?;
+    db.flush()?;
+    // sled's flush is sync_file_range, which promises nothing after a power failure.
+    File::open(file).and_then(|db| disk::sync(&db)).map_err(failed(file))
 }
 
 fn lock(work: &Mutex<Work>) -> MutexGuard<'_, Work> {

@@ -129,6 +129,12 @@ impl Charge {
         Self::single(vec![Mechanism::Exempt], plan, None)
     }
 
+    /// Whether the release is without differential privacy.
+    #[must_use]
+    pub fn is_exempt(&self) -> bool {
+        self.mechanisms.contains(&Mechanism::Exempt)
+    }
+
     /// A release that is not part of a [`PrivacyPlan`] and stands alone in its run. `randomness`
     /// names the keys of its noise.
     pub fn single(
@@ -251,7 +257,7 @@ impl Ledger {
         for mechanism in charge.mechanisms.iter().chain(&charge.schedule) {
             mechanism.validate()?;
         }
-        if charge.mechanisms.contains(&Mechanism::Exempt) && !self.limit.exempt_allowed {
+        if charge.is_exempt() && !self.limit.exempt_allowed {
             return Err(PrivacyError::ExemptNotAllowed { key });
         }
         if charge.randomness.is_some_and(|id| self.book.knows_randomness(&id)) {
