@@ -264,9 +264,12 @@ async fn make_room(handshakes: &mut VecDeque<Handshake>) {
     }
 }
 
+/// Names a peer by its own certificate, DER.
+type Naming = Box<dyn Fn(&[u8]) -> String + Send + Sync>;
+
 /// Who gives places to connections.
 struct Doorman {
-    who: Box<dyn Fn(&[u8]) -> String + Send + Sync>,
+    who: Naming,
     connections: Connections,
     /// Uploads under way on all connections.
     n_uploads: Arc<AtomicUsize>,
