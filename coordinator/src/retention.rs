@@ -1,8 +1,9 @@
 //! Which models and updates have to stay on the coordinator's disk, so that it does not fill with rounds.
 //!
 //! Of an open run: its latest models, as many as the configuration keeps, those that somebody may still train
-//! from, and the updates that are to be folded. Of a run that has ended: its last model, or as many as the configuration says. An update has done its work when the model that
-//! counts it is recorded; the record keeps its digest.
+//! from, and the updates that are to be folded. Of a run that has ended: its last model, or as many as the
+//! configuration says. An update has done its work when the model that counts it is recorded; the record keeps
+//! its digest.
 //!
 //! Deliberately not here: when to remove what (`driver`, `store`).
 
