@@ -79,7 +79,7 @@ fn debit(entry: LedgerEntry) -> (String, String) {
 
 /// Checks every record's seal and meaning, and says where the journal stands.
 pub fn verify(path: &Path, as_json: bool) -> anyhow::Result<()> {
-    let verified = read(path, |line| drop(line))?;
+    let verified = read(path, drop)?;
     let head = comity_federation::ModelDigest(verified.hash).to_string();
     if as_json {
         let torn = verified.torn_bytes;

@@ -73,7 +73,7 @@ fn news(event: &Event) -> (String, String) {
 
 /// Checks every record's seal and meaning, and says where the journal stands.
 pub fn verify(home: &Home, as_json: bool) -> anyhow::Result<()> {
-    let verified = read(home, |line| drop(line))?;
+    let verified = read(home, drop)?;
     let head = comity_federation::ModelDigest(verified.hash).to_string();
     if as_json {
         let torn = verified.torn_bytes;

@@ -5,6 +5,9 @@ use tonic::Code;
 use super::{Member, call, log};
 use crate::system::{PLAN, Site};
 
+/// What it is, where it is sent, with which headers and bytes, and what the answer has to be.
+type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], Vec<u8>, Code);
+
 const HELLO: &str = "/comity.v1.Federation/Hello";
 /// `protocol = 1`.
 const VERSION_1: [u8; 2] = [0x08, 0x01];
@@ -34,7 +37,7 @@ fn messages_that_are_none_are_refused_one_by_one_and_their_connection_goes_on() 
     let unknown = message(&[0x08, 0x01, 0x98, 0x06, 0x05, 0xa2, 0x06, 0x01, 0x00]);
     let twice = message(&[0x08, 0x07, 0x08, 0x01]);
     let hello = message(&VERSION_1);
-    let cases: [(&str, &str, &[(&str, &str)], Vec<u8>, Code); 16] = [
+    let cases: [Case<'_>; 16] = [
         ("4 MiB + 1", HELLO, &[], message(&vec![0x0a; (4 << 20) + 1]), Code::OutOfRange),
         ("4 GiB announced", HELLO, &[], framed(0, u32::MAX, &[]), Code::OutOfRange),
         ("a gzip bomb", HELLO, &gzip, bomb.clone(), Code::Unimplemented),
