@@ -30,6 +30,17 @@ pub(crate) struct Config {
     /// How much stays on the disk.
     #[serde(default)]
     pub(crate) storage: StorageConfig,
+    /// How the node speaks with the coordinator.
+    #[serde(default)]
+    pub(crate) connection: ConnectionConfig,
+}
+
+/// How the node speaks with the coordinator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ConnectionConfig {
+    /// Whether plans and assignments come compressed (zstd).
+    pub(crate) compress: bool,
 }
 
 /// What stays on the disk of a node besides its journal.

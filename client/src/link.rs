@@ -18,6 +18,7 @@ use comity_proto::v1::federation_client::FederationClient;
 use comity_proto::v1::{self, update_part::Part};
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::codec::CompressionEncoding;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use tracing::{info, warn};
@@ -90,16 +91,21 @@ impl From<Status> for CallError {
 /// An open connection on which the coordinator has said hello.
 #[derive(Clone)]
 pub(crate) struct Link {
+    /// For transfers: models and updates are sent as they are.
     client: FederationClient<Channel>,
+    /// For everything else.
+    metadata: FederationClient<Channel>,
     pub(crate) hello: v1::HelloReply,
 }
 
 impl Link {
-    /// Connects to `url` over `network` and says hello.
+    /// Connects to `url` over `network` and says hello; with `compress`, plans and assignments come
+    /// compressed, no larger than others once they are unpacked.
     pub(crate) async fn open(
         network: &dyn Dial,
         url: &str,
         credentials: &Credentials,
+        compress: bool,
     ) -> anyhow::Result<Self> {
         let tls = Arc::clone(&credentials.tls);
         let channel = connect_over(network, url, tls).await.map_err(|e| match e {
@@ -113,10 +119,14 @@ impl Link {
             )),
             other => anyhow!(other),
         })?;
-        let mut client = FederationClient::new(channel)
+        let client = FederationClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let hello = client
+        let mut metadata = match compress {
+            true => client.clone().accept_compressed(CompressionEncoding::Zstd),
+            false => client.clone(),
+        };
+        let hello = metadata
             .hello(v1::HelloRequest {
                 protocol: comity_proto::PROTOCOL,
                 software: concat!("comity-client ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -124,7 +134,7 @@ impl Link {
             .await
             .map_err(|status| anyhow!("the coordinator refused: {}", status.message()))?
             .into_inner();
-        Ok(Self { client, hello })
+        Ok(Self { client, metadata, hello })
     }
 
     /// The stream of assignments; `open` are the runs that this node believes to be open.
@@ -133,7 +143,7 @@ impl Link {
         open: Vec<RunId>,
     ) -> Result<Streaming<v1::Assignment>, CallError> {
         let open_run_ids = open.iter().map(RunId::to_string).collect();
-        Ok(self.client.follow(v1::FollowRequest { open_run_ids }).await?.into_inner())
+        Ok(self.metadata.follow(v1::FollowRequest { open_run_ids }).await?.into_inner())
     }
 
     pub(crate) async fn check_in(
@@ -143,13 +153,13 @@ impl Link {
     ) -> Result<(), CallError> {
         let request =
             v1::CheckInRequest { run_id: run.to_string(), plan_digest: plan.0.to_vec().into() };
-        self.client.check_in(request).await?;
+        self.metadata.check_in(request).await?;
         Ok(())
     }
 
     pub(crate) async fn decline(&mut self, run: &RunId, reason: &str) -> Result<(), CallError> {
         let request = v1::DeclineRequest { run_id: run.to_string(), reason: reason.to_owned() };
-        self.client.decline(request).await?;
+        self.metadata.decline(request).await?;
         Ok(())
     }
 
@@ -161,7 +171,7 @@ impl Link {
     ) -> Result<(), CallError> {
         let request =
             v1::WithdrawRequest { run_id: run.to_string(), round, reason: reason.to_owned() };
-        self.client.withdraw(request).await?;
+        self.metadata.withdraw(request).await?;
         Ok(())
     }
 
@@ -284,9 +294,16 @@ impl Link {
             CallError::Lost(format!("the stored update cannot be read: {e}"))
         };
         let header = update_header(run, contribution);
-        let from = match self.client.upload_offset(header.clone()).await {
-            Ok(reply) if reply.get_ref().already_had_it => return Ok(Ok(())),
-            Ok(reply) => reply.get_ref().offset,
+        // What one chunk holds is sent whole sooner than it is asked where to go on.
+        let whole = contribution.delta_bytes() <= CHUNK_BYTES as u64;
+        let asked = match whole {
+            true => Ok(None),
+            false => self.metadata.upload_offset(header.clone()).await.map(Some),
+        };
+        let from = match asked.map(|reply| reply.map(tonic::Response::into_inner)) {
+            Ok(None) => 0,
+            Ok(Some(reply)) if reply.already_had_it => return Ok(Ok(())),
+            Ok(Some(reply)) => reply.offset,
             // A coordinator of the version before takes an update from its first byte only.
             Err(status) if status.code() == Code::Unimplemented => 0,
             Err(status) => return Ok(Err(status)),

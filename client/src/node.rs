@@ -110,9 +110,10 @@ impl Node {
         let mut said = String::new();
         loop {
             let url = self.settings.config.coordinator.clone();
+            let compress = self.settings.config.connection.compress;
             let network = Arc::clone(&self.outside.network);
             let opened = tokio::select! {
-                opened = Link::open(&*network, &url, &self.credentials) => opened,
+                opened = Link::open(&*network, &url, &self.credentials, compress) => opened,
                 _ = stop.wait_for(|stop| *stop) => return Ok(()),
             };
             let why = match opened {

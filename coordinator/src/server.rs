@@ -15,6 +15,7 @@ use comity_proto::transport::{Listen, incoming, server_builder};
 use comity_proto::v1::control_server::ControlServer;
 use comity_proto::v1::federation_server::FederationServer;
 use tokio::sync::watch;
+use tonic::codec::CompressionEncoding;
 use tonic::service::interceptor::InterceptedService;
 use tracing::{error, warn};
 
@@ -125,7 +126,9 @@ impl Coordinator {
         let service = FederationService::new(handle.clone(), config.federation, clock);
         let federation = FederationServer::new(service)
             .max_decoding_message_size(limits::REQUEST_BYTES_MAX)
-            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX)
+            // To whoever says that it takes it; nothing compressed is taken from anybody.
+            .send_compressed(CompressionEncoding::Zstd);
         let control = ControlServer::new(ControlService { driver: handle })
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX);
         // A certificate without a name is refused call by call, with the reason.

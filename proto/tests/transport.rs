@@ -10,6 +10,7 @@ use comity_certs::{
     Authority, CertificateSummary, Identity, Issued, Role, Seen, client_config, explain,
     server_config,
 };
+use comity_proto::limits::MESSAGE_BYTES_MAX;
 use comity_proto::transport::{ConnectError, PeerCertificates, connect, incoming, server_builder};
 use comity_proto::v1::federation_client::FederationClient;
 use comity_proto::v1::federation_server::{Federation, FederationServer};
@@ -17,9 +18,10 @@ use comity_proto::{PROTOCOL, v1};
 use time::OffsetDateTime;
 use tokio::io::AsyncReadExt as _;
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::codec::CompressionEncoding;
+use tonic::{Code, Request, Response, Status, Streaming};
 
-/// Says hello and nothing else.
+/// Says hello, and sends a plan that is nothing but zeros and too long.
 struct Greeter;
 
 type Sending<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -45,7 +47,11 @@ impl Federation for Greeter {
         &self,
         _: Request<v1::FollowRequest>,
     ) -> Result<Response<Self::FollowStream>, Status> {
-        Err(Status::unimplemented("test"))
+        let plan_json = vec![0; 16 * MESSAGE_BYTES_MAX].into();
+        let offer = v1::Offer { plan_json, ..v1::Offer::default() };
+        let what = Some(v1::assignment::What::Offer(offer));
+        let bomb = v1::Assignment { run_id: "bomb-1".to_owned(), what };
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(bomb)))))
     }
     async fn check_in(
         &self,
@@ -100,7 +106,8 @@ async fn serve(dir: &Path, handshake_timeout: Duration) -> String {
     let tls = Arc::new(ArcSwap::from(tls.unwrap()));
     let who = |certificate: &[u8]| Identity::of_certificate(certificate).unwrap().role.to_string();
     let connections = incoming(listener, tls, handshake_timeout, who);
-    let server = server_builder().add_service(FederationServer::new(Greeter));
+    let greeter = FederationServer::new(Greeter).send_compressed(CompressionEncoding::Zstd);
+    let server = server_builder().add_service(greeter);
     tokio::spawn(server.serve_with_incoming(connections));
     format!("https://{address}")
 }
@@ -196,6 +203,22 @@ async fn a_half_open_handshake_is_dropped_and_disturbs_nobody() {
     let mut byte = [0];
     let dropped = tokio::time::timeout(Duration::from_secs(20), silent[0].read(&mut byte)).await;
     assert!(matches!(dropped.expect("it was dropped in time"), Ok(0) | Err(_)));
+}
+
+// BAD_INPUTS 23
+#[tokio::test]
+async fn a_compressed_message_is_no_longer_than_another_once_it_is_unpacked() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = issued(&authority(dir.path()));
+    let url = serve(dir.path(), Duration::from_secs(5)).await;
+    let channel = connect(&url, tls(&own, &own.root_pem)).await.unwrap();
+    let mut client = FederationClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .accept_compressed(CompressionEncoding::Zstd);
+    let mut assignments = client.follow(v1::FollowRequest::default()).await.unwrap();
+    assert_eq!(assignments.metadata().get("grpc-encoding").unwrap(), "zstd");
+    let refused = assignments.get_mut().message().await.unwrap_err();
+    assert!(matches!(refused.code(), Code::OutOfRange | Code::ResourceExhausted), "{refused}");
 }
 
 #[tokio::test]

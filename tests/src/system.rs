@@ -1,6 +1,7 @@
 //! Facts about whole federations of real processes.
 
 mod bad_input;
+mod compression;
 mod corruption;
 mod crash;
 mod disk_full;

@@ -11,7 +11,7 @@ use comity_proto::transport::Tcp;
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use crate::config;
+use crate::config::{self, Config};
 use crate::link::{Credentials, Link, check_url};
 
 /// Clocks that differ by more than this make certificates and deadlines unreliable.
@@ -60,7 +60,7 @@ pub fn check(path: &Path, plan: Option<&Path>, as_json: bool) -> anyhow::Result<
             note("plan and data", check_plan(settings, credentials.as_ref().ok(), plan));
         }
         if let Ok(credentials) = &credentials {
-            note("connection", connect(&settings.config.coordinator, credentials));
+            note("connection", connect(&settings.config, credentials));
         }
     }
     if as_json {
@@ -100,10 +100,12 @@ fn check_plan(
     Ok(format!("{} records fit plan {}; it would cost {cost}", dataset.len(), plan.name))
 }
 
-fn connect(url: &str, credentials: &Credentials) -> anyhow::Result<String> {
+fn connect(config: &Config, credentials: &Credentials) -> anyhow::Result<String> {
+    let url = &config.coordinator;
     check_url(url)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let hello = runtime.block_on(Link::open(&Tcp, url, credentials))?.hello;
+    let hello =
+        runtime.block_on(Link::open(&Tcp, url, credentials, config.connection.compress))?.hello;
     let now = u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000)?;
     let skew = Duration::from_millis(now.abs_diff(hello.now_ms));
     anyhow::ensure!(

@@ -76,21 +76,31 @@ fn a_cut_upload_costs_the_chunks_that_were_under_way_and_no_more() {
 #[test]
 fn uploads_and_downloads_go_on_after_a_kill_of_the_coordinator_or_the_client() {
     let (mut site, clients, proxy) = site(2);
-    proxy.set_rate(Some(2_000_000));
+    let (usual, slow) = (Some(2_000_000), Some(50_000));
+    proxy.set_rate(usual);
+    // Nothing is whole before the kill that follows, however busy the machine.
+    let wait_until_half = |what: &str, n_bytes: &dyn Fn() -> u64, before: u64| {
+        wait_until(what, || n_bytes() > before + UPDATE_BYTES / 2);
+        proxy.set_rate(slow);
+    };
+    let mend = || {
+        proxy.reset();
+        proxy.set_rate(usual);
+    };
     site.start_clients(&clients);
     let run = site.launch();
     let half = UPDATE_BYTES / 2;
 
     // Round 1: the client dies in the middle of the model, then the coordinator in the middle of the update.
     // What the proxy still holds of a dead machine's bytes is lost with it.
-    wait_until("half a download", || proxy.n_bytes_down() > half);
+    wait_until_half("half a download", &|| proxy.n_bytes_down(), 0);
     site.deployment.kill_client(&clients[0]);
-    proxy.reset();
+    mend();
     site.deployment.start_client(&clients[0], 1).unwrap();
-    wait_until("half an upload", || proxy.n_bytes_up() > half);
+    wait_until_half("half an upload", &|| proxy.n_bytes_up(), 0);
     let up_before = proxy.n_bytes_up();
     site.deployment.kill_coordinator();
-    proxy.reset();
+    mend();
     site.deployment.serve().unwrap();
     let said = || site.deployment.client_said(&clients[0]);
     wait_until("the end of round 1", || said().contains("update accepted"));
@@ -109,13 +119,13 @@ fn uploads_and_downloads_go_on_after_a_kill_of_the_coordinator_or_the_client() {
 
     // Round 2: the coordinator in the middle of the model, the client in the middle of the update.
     let fetched = proxy.n_bytes_down();
-    wait_until("half a download", || proxy.n_bytes_down() > fetched + half);
+    wait_until_half("half a download", &|| proxy.n_bytes_down(), fetched);
     site.deployment.kill_coordinator();
-    proxy.reset();
+    mend();
     site.deployment.serve().unwrap();
-    wait_until("half an upload", || proxy.n_bytes_up() > sent + half);
+    wait_until_half("half an upload", &|| proxy.n_bytes_up(), sent);
     site.deployment.kill_client(&clients[0]);
-    proxy.reset();
+    mend();
     site.deployment.start_client(&clients[0], 1).unwrap();
     assert_finished(&mut site, &run);
     let (up, down) = (proxy.n_bytes_up(), proxy.n_bytes_down());
