@@ -13,6 +13,8 @@ use super::{PATIENCE, Site, short_rounds};
 use crate::Finished;
 
 const MIB: u64 = 1 << 20;
+/// Files and folders that a small disk holds: a federation's state has some hundred.
+const N_INODES: u64 = 2_000;
 
 /// A mounted file system of a few MiB; unmounted when dropped.
 struct SmallDisk {
@@ -23,7 +25,7 @@ impl SmallDisk {
     /// `None`, told loudly, where this process may not mount.
     fn mount(path: &Path, mib: u64) -> Option<Self> {
         fs::create_dir_all(path).unwrap();
-        let size = format!("size={mib}m,mode=755");
+        let size = format!("size={mib}m,nr_inodes={N_INODES},mode=755");
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", &size, "comity-test"]).arg(path);
         let mounted = Finished::of(&mut mount).and_then(Finished::success);
@@ -46,8 +48,21 @@ impl SmallDisk {
         ballast.set_len(full.saturating_sub(n_bytes)).unwrap();
     }
 
+    /// Uses up the inodes with empty files.
+    fn fill_with_files(&self) {
+        let dir = self.path.join("ballast");
+        fs::create_dir(&dir).unwrap();
+        let n = (0..N_INODES).take_while(|i| fs::File::create_new(dir.join(i.to_string())).is_ok());
+        assert!((1..N_INODES).contains(&(n.count() as u64)), "no inode is left");
+    }
+
     fn make_room(&self) {
-        fs::remove_file(self.path.join("ballast")).unwrap();
+        let ballast = self.path.join("ballast");
+        if ballast.is_dir() {
+            fs::remove_dir_all(ballast).unwrap();
+        } else {
+            fs::remove_file(ballast).unwrap();
+        }
     }
 
     fn remount(&self, how: &str) {
@@ -128,6 +143,31 @@ fn a_full_disk_at_the_coordinator_refuses_updates_until_there_is_room() {
     assert_eq!(report.model.to_string(), site.simulated_model());
     let said = site.deployment.coordinator_said();
     assert!(!said.contains("panicked"), "{said}");
+    site.deployment.wait_for_clients(PATIENCE).unwrap();
+    drop(site);
+}
+
+// BAD_INPUTS 87
+#[test]
+fn a_coordinator_without_an_inode_refuses_updates_until_there_is_one() {
+    let mut disk = None;
+    let mut site = Site::prepared(&plan(), |root| {
+        disk = SmallDisk::mount(&root.join("run/coordinator"), 24);
+    });
+    let Some(disk) = disk else { return };
+    let clients = site.add_clients(None, true);
+    site.keep_port();
+    let run = site.launch();
+    disk.fill_with_files();
+    site.start_clients(&clients);
+    wait_until("a refusal", || {
+        let heard = clients.iter().map(|client| site.deployment.client_said(client));
+        heard.collect::<String>().contains("the coordinator's disk is full")
+    });
+    disk.make_room();
+    let report = end_with_restarts(&mut site, &run);
+    assert_eq!(report.status, RunStatus::Finished, "{report:#?}");
+    assert_eq!(report.model.to_string(), site.simulated_model());
     site.deployment.wait_for_clients(PATIENCE).unwrap();
     drop(site);
 }
