@@ -150,9 +150,9 @@ impl Proxy {
         self.change(|weather| weather.stalled = stalled);
     }
 
-    /// Flips one bit in each of the next `n` blocks that pass.
+    /// Flips one bit in each of the next `n` blocks that pass, whatever was asked before.
     pub fn corrupt(&self, n: u64) {
-        self.shared.to_corrupt.fetch_add(n, Ordering::Relaxed);
+        self.shared.to_corrupt.store(n, Ordering::Relaxed);
     }
 
     /// Closes all open connections at once, in the middle of whatever they carry.

@@ -51,10 +51,22 @@ fn over_bad_links_the_deployed_model_is_the_simulated_one() {
         }
         std::thread::sleep(Duration::from_millis(draws.between(10, 200)));
         if n_events % 8 == 0 {
-            proxies.iter().for_each(|proxy| proxy.stall(false));
+            // A flip that waits for a client in its pause would meet every attempt of it.
+            proxies.iter().for_each(|proxy| {
+                proxy.stall(false);
+                proxy.corrupt(0);
+            });
         }
     };
-    assert_eq!(report.status, RunStatus::Finished, "{report:#?}");
+    if report.status != RunStatus::Finished {
+        // The last lines of each say who waited for whom.
+        let said = clients.iter().map(|client| (client, site.deployment.client_said(client)));
+        for (client, said) in said {
+            let lines: Vec<&str> = said.lines().rev().take(40).collect();
+            println!("{client}:\n{}", lines.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+        panic!("{}: {:?}", report.status.as_str(), report.reason);
+    }
     assert_eq!(report.history.len() as u64, rounds);
     for round in &report.history {
         assert_eq!(round.contributions.len(), 3, "{round:#?}");
