@@ -93,8 +93,14 @@ fn five_hundred_half_open_handshakes_keep_nobody_out() {
 fn one_member_has_its_share_of_connections_and_the_newest_stay() {
     let site = Site::new(PLAN);
     let mallory = Member::new(&site, "KE/mallory");
-    let mut open: Vec<Raw> =
-        (0..CONNECTIONS_EACH_MAX + 5).map(|_| mallory.raw().unwrap()).collect();
+    let mut open: Vec<Raw> = (0..CONNECTIONS_EACH_MAX + 5)
+        .map(|_| {
+            let mut raw = mallory.raw().unwrap();
+            // The server's first frame says that it has a place, so the oldest is the first one here.
+            raw.0.read_exact(&mut [0; 9]).unwrap();
+            raw
+        })
+        .collect();
     assert!(open[..5].iter_mut().all(Raw::is_ended), "an old connection stayed");
     open[5].0.sock.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     assert!(!open[5].is_ended(), "a connection within the share was ended");
