@@ -61,6 +61,7 @@ fn main() -> anyhow::Result<()> {
 
     eprintln!("starting one coordinator and {} clients over mTLS …", plan.cohort.clients.len());
     let mut deployment = Deployment::init(binaries.clone(), out, "demo")?;
+    keep_all_models(&deployment, plan.rounds)?;
     deployment.serve()?;
     let started = Instant::now();
     let budget = plan.budget()?.map(|budget| (budget.epsilon.get(), budget.delta.get()));
@@ -174,6 +175,18 @@ fn watch(deployment: &Deployment, run: &str) -> anyhow::Result<RunReport> {
         report.reason.unwrap_or_default()
     );
     Ok(report)
+}
+
+/// The table at the end scores the model of every round, so the coordinator keeps them all.
+fn keep_all_models(deployment: &Deployment, rounds: u32) -> anyhow::Result<()> {
+    let path = deployment.coordinator_dir().join("coordinator.toml");
+    let mut config: toml::Table = fs::read_to_string(&path)?.parse()?;
+    let n = i64::from(rounds) + 1;
+    let kept = ["models_kept", "models_kept_of_ended"];
+    let kept = kept.map(|key| (key.to_owned(), toml::Value::Integer(n))).into_iter().collect();
+    config.insert("storage".to_owned(), toml::Value::Table(kept));
+    fs::write(&path, toml::to_string(&config)?)?;
+    Ok(())
 }
 
 fn export(deployment: &Deployment, run: &str, rounds: u32) -> anyhow::Result<Vec<PathBuf>> {
