@@ -119,11 +119,16 @@ impl Run {
         };
         let contributed =
             || answers.iter().filter(|(_, a)| matches!(a, Answer::Contributed(_))).map(|(c, _)| c);
-        let lacking = if self.plan.draws_in_secret() { None } else { self.lacking(contributed()) };
         let wanted = self.plan.contributions_wanted().filter(|_| open > 0);
         let enough = wanted.is_some_and(|n| contributed().count() >= n as usize);
         let outstanding = || self.asked.iter().filter(|(client, _)| !answers.contains_key(*client));
-        let waits = outstanding().any(|(_, asked)| asked.round == open)
+        let waits_for_open = outstanding().any(|(_, asked)| asked.round == open);
+        // Before the quorum is looked at, which takes a look at every client: this is most contributions.
+        if !at_deadline && waits_for_open && !enough {
+            return effects;
+        }
+        let lacking = if self.plan.draws_in_secret() { None } else { self.lacking(contributed()) };
+        let waits = waits_for_open
             // Who was asked earlier is waited for where the round cannot close without.
             || (lacking.is_some() || matches!(self.plan.aggregation.strategy, Strategy::Fedbuff { .. }))
                 && outstanding().next().is_some();
