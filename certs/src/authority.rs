@@ -9,20 +9,19 @@
 //!
 //! Keys are ECDSA P-256 in PKCS#8, readable by their owner only.  Nothing is ever overwritten.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::files::write_new;
 use crate::identity::is_name;
 use crate::tls::certificates;
-use crate::{CertError, Identity, Role, check_own};
+use crate::{CertError, Identity, Role, SigningRequest, check_own};
 
 const ROOT_DAYS: i64 = 20 * 365;
 const ISSUING_DAYS: i64 = 5 * 365;
@@ -228,10 +227,46 @@ impl Authority {
     fn make(
         &self,
         role: &Role,
-        mut names: Vec<SanType>,
+        names: Vec<SanType>,
         not_before: OffsetDateTime,
         not_after: OffsetDateTime,
     ) -> Result<Issued, CertError> {
+        let key = KeyPair::generate()?;
+        let certificate_pem = self.certify(&key, role, names, not_before, not_after)?;
+        Ok(Issued {
+            certificate_pem,
+            key_pem: key.serialize_pem(),
+            root_pem: self.root_pem.clone(),
+        })
+    }
+
+    /// Makes the certificate of a client or an operator for the key of `request`, valid from now, less some
+    /// minutes for clocks that are behind, for `lifetime`: PEM, followed by the issuing CA's.
+    ///
+    /// # Errors
+    /// [`CertError::NeedsServerNames`] for the coordinator, [`CertError::Validity`] if the
+    /// issuing CA would expire first.
+    pub fn sign(
+        &self,
+        request: &SigningRequest,
+        role: &Role,
+        lifetime: Duration,
+        now: OffsetDateTime,
+    ) -> Result<String, CertError> {
+        if *role == Role::Coordinator {
+            return Err(CertError::NeedsServerNames);
+        }
+        self.certify(&request.key, role, Vec::new(), now - CLOCK_SKEW, now + lifetime)
+    }
+
+    fn certify(
+        &self,
+        key: &impl PublicKeyData,
+        role: &Role,
+        mut names: Vec<SanType>,
+        not_before: OffsetDateTime,
+        not_after: OffsetDateTime,
+    ) -> Result<String, CertError> {
         let refuse = |reason: String| CertError::Validity {
             not_before: not_before.date().to_string(),
             not_after: not_after.date().to_string(),
@@ -265,13 +300,8 @@ impl Authority {
             Role::Client(_) | Role::Operator(_) => ExtendedKeyUsagePurpose::ClientAuth,
         }];
         params.use_authority_key_identifier_extension = true;
-        let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(Issued {
-            certificate_pem: certificate.pem() + &self.issuing_pem,
-            key_pem: key.serialize_pem(),
-            root_pem: self.root_pem.clone(),
-        })
+        let certificate = params.signed_by(key, &self.issuer)?;
+        Ok(certificate.pem() + &self.issuing_pem)
     }
 }
 
@@ -337,25 +367,6 @@ fn parse_server_names(names: &[String]) -> Result<Vec<SanType>, CertError> {
             }
         })
         .collect()
-}
-
-/// Writes a new file and waits until the disk has it; a secret is never readable by others,
-/// not even before its mode could be changed.
-fn write_new(path: &Path, text: &str, secret: bool) -> Result<(), CertError> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.mode(if secret { 0o600 } else { 0o644 });
-    }
-    #[cfg(not(unix))]
-    let _ = secret;
-    let write = |mut file: File| file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
-    options.open(path).and_then(write).map_err(|source| match source.kind() {
-        std::io::ErrorKind::AlreadyExists => CertError::AlreadyThere { path: path.to_owned() },
-        _ => CertError::io("write", path)(source),
-    })
 }
 
 #[cfg(test)]

@@ -81,6 +81,36 @@ pub enum CertError {
         "the private key does not belong to the certificate; use the certificate.pem and key.pem that were issued together"
     )]
     KeyMismatch,
+    /// Others than its owner can read a private key.
+    #[error(
+        "{path} can be read by others than its owner, and may be known to them; run `chmod 600 {path}`, or have it \
+         revoked and join again"
+    )]
+    KeyReadable {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A request for a certificate cannot be granted.
+    #[error("this is no request for a certificate that can be granted: {reason}")]
+    Request {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A text is not an invitation's token.
+    #[error(
+        "this is not a whole token of an invitation: {reason}; copy the word that `comity-coordinator invite` \
+         printed, beginning with comity1-"
+    )]
+    Token {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A signature is not under the document.
+    #[error("the signature does not hold: {reason}")]
+    Signature {
+        /// What is wrong.
+        reason: String,
+    },
     /// The certificate does not lead to the root.
     #[error(
         "the certificate of {identity} does not lead to this root ({reason}); root.pem and certificate.pem must come from the same federation"

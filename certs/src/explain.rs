@@ -1,8 +1,8 @@
 //! What a refused certificate or handshake means, and what to do: one sentence each.
 
-use rustls::pki_types::UnixTime;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{AlertDescription, CertificateError, Error};
+use rustls::{AlertDescription, CertificateError, Error, RootCertStore};
 use std::sync::Arc;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -65,16 +65,33 @@ pub fn check_own(
     rustls::sign::CertifiedKey::from_der(chain.clone(), key(key_pem)?, &provider)
         .map_err(key_mismatch)?;
 
-    let identity = summary.identity.role.to_string();
-    if now > summary.not_after {
-        return Err(CertError::Expired { identity, date: summary.not_after.date().to_string() });
+    verify_chain(&summary.identity, &chain, roots(root_pem)?, now)?;
+    Ok(summary)
+}
+
+/// Checks that `chain`, the certificate of `identity` first, led to one of `roots` at `at`, for the use
+/// that its role has.
+pub(crate) fn verify_chain(
+    identity: &Identity,
+    chain: &[CertificateDer<'_>],
+    roots: RootCertStore,
+    at: OffsetDateTime,
+) -> Result<(), CertError> {
+    let (leaf, intermediates) = chain.split_first().expect("there is a certificate");
+    let (_, certificate) = X509Certificate::from_der(leaf)
+        .map_err(|error| CertError::Pem { what: "certificate", reason: error.to_string() })?;
+    let who = identity.role.to_string();
+    let validity = certificate.validity();
+    let (not_before, not_after) =
+        (validity.not_before.to_datetime(), validity.not_after.to_datetime());
+    if at > not_after {
+        return Err(CertError::Expired { identity: who, date: not_after.date().to_string() });
     }
-    if now < summary.not_before {
-        return Err(CertError::NotYetValid { identity, date: instant(summary.not_before) });
+    if at < not_before {
+        return Err(CertError::NotYetValid { identity: who, date: instant(not_before) });
     }
-    let (roots, leaf, intermediates, at) =
-        (roots(root_pem)?, &chain[0], &chain[1..], unix_time(now));
-    let verified = match summary.identity.role {
+    let (provider, at) = (provider(), unix_time(at));
+    let verified = match identity.role {
         Role::Coordinator => rustls::client::verify_server_cert_signed_by_trust_anchor(
             &rustls::server::ParsedCertificate::try_from(leaf)?,
             &roots,
@@ -90,8 +107,7 @@ pub fn check_own(
                 .map(|_| ())
         }
     };
-    verified.map_err(|error| CertError::Chain { identity, reason: error.to_string() })?;
-    Ok(summary)
+    verified.map_err(|error| CertError::Chain { identity: who, reason: error.to_string() })
 }
 
 /// From where a TLS error was seen.

@@ -143,7 +143,11 @@ impl Link {
         open: Vec<RunId>,
     ) -> Result<Streaming<v1::Assignment>, CallError> {
         let open_run_ids = open.iter().map(RunId::to_string).collect();
-        Ok(self.metadata.follow(v1::FollowRequest { open_run_ids }).await?.into_inner())
+        Ok(self
+            .metadata
+            .follow(v1::FollowRequest { open_run_ids, ..Default::default() })
+            .await?
+            .into_inner())
     }
 
     pub(crate) async fn check_in(

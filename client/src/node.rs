@@ -277,7 +277,7 @@ impl Node {
                 }
                 Ok(outcome)
             }
-            None => {
+            Some(What::Record(_)) | None => {
                 warn!(%run, "assignment of an unknown kind; update this software");
                 Ok(Ok(()))
             }

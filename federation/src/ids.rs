@@ -223,7 +223,24 @@ digest! {
     UpdateDigest
 }
 
-as_text!(Country, ClientId, RunId, PlanDigest, ModelDigest, UpdateDigest);
+digest! {
+    /// BLAKE3 of the canonical JSON of a round's record, chained to the record before.
+    RecordDigest
+}
+digest! {
+    /// SHA-256 of a public key's SubjectPublicKeyInfo, DER: what a person compares to know a key.
+    KeyFingerprint
+}
+as_text!(
+    Country,
+    ClientId,
+    RunId,
+    PlanDigest,
+    ModelDigest,
+    UpdateDigest,
+    RecordDigest,
+    KeyFingerprint
+);
 
 #[cfg(test)]
 mod tests {

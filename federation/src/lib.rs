@@ -21,6 +21,7 @@ mod plan;
 mod policy;
 mod report;
 mod run;
+mod signature;
 mod strategy;
 mod time;
 mod update;
@@ -30,7 +31,10 @@ pub use accumulator::Accumulator;
 pub use encoding::{Rounding, UpdateEncoding};
 pub use error::{PlanError, Rejection};
 pub use fixed::{FixedPoint, FixedPointError};
-pub use ids::{ClientId, Country, IdError, ModelDigest, PlanDigest, RunId, UpdateDigest};
+pub use ids::{
+    ClientId, Country, IdError, KeyFingerprint, ModelDigest, PlanDigest, RecordDigest, RunId,
+    UpdateDigest,
+};
 pub use model::{Layer, Lora, Manifest, ModelSpec, START_VALUES_MAX, Start, TensorSpec};
 pub use norm::SquareSum;
 pub use parameters::Parameters;
@@ -44,6 +48,7 @@ pub use report::{
     ClientReport, ClientStanding, ContributionReport, RoundReport, RunReport, RunStatus,
 };
 pub use run::{Admission, Command, Effect, Event, Outcome, Run};
+pub use signature::Signature;
 pub use strategy::{Encoded, Fold, Updates};
 pub use time::Time;
 pub use update::{Contribution, Delta, RoundOutput, Update};

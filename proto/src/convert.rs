@@ -2,10 +2,12 @@
 
 use comity_federation::{
     ClientId, ClientReport, ClientStanding, Contribution, ContributionReport, ModelDigest,
-    PlanDigest, RoundReport, RunId, RunReport, RunStatus, Time, UpdateDigest, UpdateEncoding,
+    PlanDigest, RoundReport, RunId, RunReport, RunStatus, Signature, Time, UpdateDigest,
+    UpdateEncoding,
 };
 use tonic::Status;
 
+use crate::limits::{CERTIFICATE_BYTES_MAX, CHAIN_MAX, SIGNATURE_BYTES_MAX};
 use crate::v1;
 
 /// Why a message cannot be understood.
@@ -56,6 +58,31 @@ pub fn run_id(text: &str) -> Result<RunId, WireError> {
 /// [`WireError::Field`] if the text is not one.
 pub fn client(text: &str) -> Result<ClientId, WireError> {
     text.parse().map_err(|e| field("client", e))
+}
+
+impl TryFrom<v1::Signature> for Signature {
+    type Error = WireError;
+    fn try_from(wire: v1::Signature) -> Result<Self, WireError> {
+        let fits = wire.chain.len() <= CHAIN_MAX
+            && wire.chain.iter().all(|der| der.len() <= CERTIFICATE_BYTES_MAX)
+            && wire.signature.len() <= SIGNATURE_BYTES_MAX;
+        if !fits {
+            return Err(field("signature", "it is longer than a signature of a member is"));
+        }
+        Ok(Self {
+            chain: wire.chain.iter().map(|der| der.to_vec()).collect(),
+            signature: wire.signature.to_vec(),
+        })
+    }
+}
+
+impl From<&Signature> for v1::Signature {
+    fn from(signature: &Signature) -> Self {
+        Self {
+            chain: signature.chain.iter().map(|der| der.clone().into()).collect(),
+            signature: signature.signature.clone().into(),
+        }
+    }
 }
 
 impl TryFrom<v1::UpdateHeader> for Contribution {

@@ -25,6 +25,12 @@ pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 pub const REQUEST_BYTES_MAX: usize = 1 << 20;
 /// Largest plan, as TOML or JSON, in bytes.
 pub const PLAN_BYTES_MAX: usize = 1 << 20;
+/// Certificates that may come with a signature: the signer's own, an issuing CA's, and room for one more.
+pub const CHAIN_MAX: usize = 3;
+/// Largest certificate in a signature's chain, in bytes; ours have some 600.
+pub const CERTIFICATE_BYTES_MAX: usize = 4 << 10;
+/// Longest signature, in bytes; ECDSA P-256 has at most 72.
+pub const SIGNATURE_BYTES_MAX: usize = 128;
 /// Runs that a client may name when it begins to follow.
 pub const OPEN_RUNS_MAX: usize = 10_000;
 

@@ -8,7 +8,8 @@ use std::path::Path;
 fn generated_code_is_fresh() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let includes = here.join("proto");
-    let files = ["comity/v1/federation.proto", "comity/v1/control.proto"];
+    let files =
+        ["federation", "control", "enrolment"].map(|name| format!("comity/v1/{name}.proto"));
     let descriptors = protox::compile(files.map(|file| includes.join(file)), [&includes]).unwrap();
     let out = tempfile::tempdir().unwrap();
     tonic_prost_build::configure()

@@ -84,6 +84,12 @@ impl Federation for Greeter {
     ) -> Result<Response<v1::UploadOffsetReply>, Status> {
         Err(Status::unimplemented("test"))
     }
+    async fn countersign(
+        &self,
+        _: Request<v1::CountersignRequest>,
+    ) -> Result<Response<v1::CountersignReply>, Status> {
+        Err(Status::unimplemented(""))
+    }
     async fn submit_update(
         &self,
         _: Request<Streaming<v1::UpdatePart>>,

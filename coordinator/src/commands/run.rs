@@ -31,7 +31,7 @@ pub fn start(home: &Home, path: &Path, watching: bool, as_json: bool) -> anyhow:
     // A mistake in the plan is told here, with the file's name, before anything is sent.
     let plan = Plan::from_toml(&text).with_context(|| path.display().to_string())?;
     let reply = block_on(async {
-        let request = v1::StartRunRequest { plan_toml: text };
+        let request = v1::StartRunRequest { plan_toml: text, ..Default::default() };
         Ok(open(home).await?.start_run(request).await.map_err(refused)?.into_inner())
     })?;
     let digest = PlanDigest(comity_proto::convert::digest("plan_digest", &reply.plan_digest)?);
@@ -261,7 +261,7 @@ pub fn exclude(home: &Home, run: &RunId, client: &ClientId, reason: String) -> a
 pub fn readmit(home: &Home, run: &RunId, client: &ClientId) -> anyhow::Result<()> {
     block_on(async {
         let (run_id, client) = (run.to_string(), client.to_string());
-        let request = v1::ReadmitClientRequest { run_id, client };
+        let request = v1::ReadmitClientRequest { run_id, client, ..Default::default() };
         open(home).await?.readmit_client(request).await.map_err(refused)?;
         Ok(())
     })?;

@@ -196,4 +196,43 @@ impl Control for ControlService {
         );
         Ok(Response::new(Box::pin(parts)))
     }
+
+    type ExportRecordsStream = Sending<v1::RecordExport>;
+
+    async fn export_records(
+        &self,
+        _: Request<v1::ExportRecordsRequest>,
+    ) -> Reply<Self::ExportRecordsStream> {
+        Err(Status::unimplemented("records are not kept yet"))
+    }
+
+    async fn certify_model(
+        &self,
+        _: Request<v1::CertifyModelRequest>,
+    ) -> Reply<v1::CertifyModelReply> {
+        Err(Status::unimplemented("models are not certified yet"))
+    }
+
+    async fn invite(&self, _: Request<v1::InviteRequest>) -> Reply<v1::InviteReply> {
+        Err(Status::unimplemented("nobody is invited yet"))
+    }
+
+    async fn list_members(
+        &self,
+        _: Request<v1::ListMembersRequest>,
+    ) -> Reply<v1::ListMembersReply> {
+        Err(Status::unimplemented("members are not listed yet"))
+    }
+
+    async fn decide_join(&self, _: Request<v1::DecideJoinRequest>) -> Reply<v1::DecideJoinReply> {
+        Err(Status::unimplemented("nobody joins yet"))
+    }
+
+    async fn revoke(&self, _: Request<v1::RevokeRequest>) -> Reply<v1::RevokeReply> {
+        Err(Status::unimplemented("nobody is revoked yet"))
+    }
+
+    async fn set_role(&self, _: Request<v1::SetRoleRequest>) -> Reply<v1::SetRoleReply> {
+        Err(Status::unimplemented("operators have no roles yet"))
+    }
 }

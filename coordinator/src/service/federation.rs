@@ -69,7 +69,7 @@ impl FederationService {
         let total = contribution.delta_bytes();
         let admitted = self.admit(&run, &client, &contribution).await?;
         if admitted.admission == Admission::AlreadyHere {
-            return Ok(v1::SubmitReply { already_had_it: true });
+            return Ok(v1::SubmitReply { already_had_it: true, ..Default::default() });
         }
         let mut part = next(&mut parts).await?;
         let from = match &part {
@@ -107,7 +107,7 @@ impl FederationService {
         self.check_norm(&run, &client, &contribution, admitted.aggregation).await?;
         let event = Event::Submitted { client, contribution };
         let changed = self.driver.step(run, event).await.map_err(status)?;
-        Ok(v1::SubmitReply { already_had_it: !changed })
+        Ok(v1::SubmitReply { already_had_it: !changed, ..Default::default() })
     }
 
     /// Looks at a stored update's norm, where the plan bounds it; one that passes the bound is on record.
@@ -314,6 +314,10 @@ impl Federation for FederationService {
         let received = tokio::spawn(service.receive(client, request.into_inner(), taking));
         received.await.map_err(|e| Status::internal(e.to_string()))?.map(Response::new)
     }
+
+    async fn countersign(&self, _: Request<v1::CountersignRequest>) -> Reply<v1::CountersignReply> {
+        Err(Status::unimplemented("records are not kept yet"))
+    }
 }
 
 /// The next message; an upload that makes no progress is given up, however slow the link.
@@ -397,6 +401,7 @@ fn message(assignment: Assignment, driver: &DriverHandle) -> Result<v1::Assignme
                 plan_json: plan.to_json().into(),
                 plan_digest: digest.0.to_vec().into(),
                 deadline_ms: closes.map_or(0, |t| t.0),
+                ..Default::default()
             }),
         ),
         Assignment::Train(Task { run, round, plan, model, closes }) => {

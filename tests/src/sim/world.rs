@@ -397,6 +397,6 @@ async fn launch(site: &Site, clock: Clock) -> Result<String, Box<dyn std::error:
     let tls = client_config_at(&certificate, &key, &root, Arc::new(clock))?;
     let url = format!("https://{COORDINATOR}:{PORT}");
     let channel = connect_over(&Network(Fuse::default()), &url, tls).await?;
-    let request = StartRunRequest { plan_toml: site.plan_toml.clone() };
+    let request = StartRunRequest { plan_toml: site.plan_toml.clone(), ..Default::default() };
     Ok(ControlClient::new(channel).start_run(request).await?.into_inner().run_id)
 }

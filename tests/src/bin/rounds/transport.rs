@@ -209,6 +209,12 @@ impl Federation for Sink {
         not_here()
     }
 
+    async fn countersign(
+        &self,
+        _: Request<v1::CountersignRequest>,
+    ) -> Result<Response<v1::CountersignReply>, Status> {
+        not_here()
+    }
     async fn withdraw(
         &self,
         _: Request<v1::WithdrawRequest>,
