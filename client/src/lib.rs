@@ -9,6 +9,7 @@
 
 pub mod commands;
 mod config;
+mod egress;
 mod link;
 mod node;
 mod outside;

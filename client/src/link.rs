@@ -23,6 +23,8 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use tracing::{info, warn};
 
+use crate::egress::{About, Egress, EgressError, Kind};
+
 /// The node's own certificate and what it trusts.
 pub(crate) struct Credentials {
     pub(crate) summary: CertificateSummary,
@@ -95,7 +97,20 @@ pub(crate) struct Link {
     client: FederationClient<Channel>,
     /// For everything else.
     metadata: FederationClient<Channel>,
+    /// Nothing is sent that did not pass it.
+    egress: Egress,
     pub(crate) hello: v1::HelloReply,
+}
+
+impl From<EgressError> for CallError {
+    fn from(error: EgressError) -> Self {
+        match error {
+            EgressError::Journal(_) => Self::Lost(error.to_string()),
+            EgressError::Ceiling { .. } => {
+                Self::Refused(Status::failed_precondition(error.to_string()))
+            }
+        }
+    }
 }
 
 impl Link {
@@ -106,6 +121,7 @@ impl Link {
         url: &str,
         credentials: &Credentials,
         compress: bool,
+        egress: Egress,
     ) -> anyhow::Result<Self> {
         let tls = Arc::clone(&credentials.tls);
         let channel = connect_over(network, url, tls).await.map_err(|e| match e {
@@ -126,15 +142,17 @@ impl Link {
             true => client.clone().accept_compressed(CompressionEncoding::Zstd),
             false => client.clone(),
         };
+        let hello = v1::HelloRequest {
+            protocol: comity_proto::PROTOCOL,
+            software: concat!("comity-client ", env!("CARGO_PKG_VERSION")).to_owned(),
+        };
+        let hello = egress.message(Kind::Hello, About::default(), hello)?;
         let hello = metadata
-            .hello(v1::HelloRequest {
-                protocol: comity_proto::PROTOCOL,
-                software: concat!("comity-client ", env!("CARGO_PKG_VERSION")).to_owned(),
-            })
+            .hello(hello.into_message())
             .await
             .map_err(|status| anyhow!("the coordinator refused: {}", status.message()))?
             .into_inner();
-        Ok(Self { client, metadata, hello })
+        Ok(Self { client, metadata, egress, hello })
     }
 
     /// The stream of assignments; `open` are the runs that this node believes to be open.
@@ -143,11 +161,9 @@ impl Link {
         open: Vec<RunId>,
     ) -> Result<Streaming<v1::Assignment>, CallError> {
         let open_run_ids = open.iter().map(RunId::to_string).collect();
-        Ok(self
-            .metadata
-            .follow(v1::FollowRequest { open_run_ids, ..Default::default() })
-            .await?
-            .into_inner())
+        let request = v1::FollowRequest { open_run_ids, ..Default::default() };
+        let request = self.egress.message(Kind::Follow, About::default(), request)?;
+        Ok(self.metadata.follow(request.into_message()).await?.into_inner())
     }
 
     pub(crate) async fn check_in(
@@ -157,13 +173,16 @@ impl Link {
     ) -> Result<(), CallError> {
         let request =
             v1::CheckInRequest { run_id: run.to_string(), plan_digest: plan.0.to_vec().into() };
-        self.metadata.check_in(request).await?;
+        let about = About { plan: Some(plan), ..About::run(run) };
+        let request = self.egress.message(Kind::CheckIn, about, request)?;
+        self.metadata.check_in(request.into_message()).await?;
         Ok(())
     }
 
     pub(crate) async fn decline(&mut self, run: &RunId, reason: &str) -> Result<(), CallError> {
         let request = v1::DeclineRequest { run_id: run.to_string(), reason: reason.to_owned() };
-        self.metadata.decline(request).await?;
+        let request = self.egress.message(Kind::Decline, About::run(run), request)?;
+        self.metadata.decline(request.into_message()).await?;
         Ok(())
     }
 
@@ -175,7 +194,9 @@ impl Link {
     ) -> Result<(), CallError> {
         let request =
             v1::WithdrawRequest { run_id: run.to_string(), round, reason: reason.to_owned() };
-        self.metadata.withdraw(request).await?;
+        let about = About { round: Some(round), ..About::run(run) };
+        let request = self.egress.message(Kind::Withdraw, about, request)?;
+        self.metadata.withdraw(request.into_message()).await?;
         Ok(())
     }
 
@@ -234,7 +255,8 @@ impl Link {
             digest: model.0.to_vec().into(),
             offset,
         };
-        let mut chunks = self.client.fetch_model(request).await?.into_inner();
+        let request = self.egress.message(Kind::FetchModel, About::run(run), request)?;
+        let mut chunks = self.client.fetch_model(request.into_message()).await?.into_inner();
         let mut reassembly = Reassembly::new(offset, bytes);
         let (sender, arriving) = mpsc::channel(QUEUED_CHUNKS_MAX);
         let stored = tokio::spawn(store(Staged { writer, guard }, arriving));
@@ -302,7 +324,12 @@ impl Link {
         let whole = contribution.delta_bytes() <= CHUNK_BYTES as u64;
         let asked = match whole {
             true => Ok(None),
-            false => self.metadata.upload_offset(header.clone()).await.map(Some),
+            false => {
+                let plan = Some(contribution.plan);
+                let about = About { plan, round: Some(contribution.round), run: Some(run) };
+                let asking = self.egress.message(Kind::UploadOffset, about, header.clone())?;
+                self.metadata.upload_offset(asking.into_message()).await.map(Some)
+            }
         };
         let from = match asked.map(|reply| reply.map(tonic::Response::into_inner)) {
             Ok(None) => 0,
@@ -318,6 +345,8 @@ impl Link {
             info!(%run, round = contribution.round, offset, "update resumed");
             reader.seek(SeekFrom::Start(offset)).map_err(|e| unreadable(&e))?;
         }
+        // From here on, bytes leave.
+        let header = self.egress.update(run, contribution, header, offset)?.into_message();
         let header = v1::UpdatePart { part: Some(Part::Header(header)) };
         let (sender, receiver) = mpsc::channel(QUEUED_CHUNKS_MAX);
         let feed = tokio::spawn(async move {

@@ -25,6 +25,7 @@ use tonic::Streaming;
 use tracing::{debug, info, warn};
 
 use crate::config;
+use crate::egress::Egress;
 use crate::link::{CallError, Credentials, Link, check_url};
 use crate::outside::Outside;
 use crate::store::{Part, Store};
@@ -38,6 +39,7 @@ pub struct Node {
     outside: Outside,
     credentials: Credentials,
     store: Store,
+    egress: Egress,
     parts: BTreeMap<RunId, Part>,
     records: Records,
     /// Rounds that wait for the trainer.
@@ -74,17 +76,20 @@ impl Node {
         let id = credentials.client_id()?;
         settings.config.device.open()?;
         let updates_bytes_max = settings.config.storage.updates_bytes_max.as_u64();
-        let (store, parts) = Store::open(&settings.state(), settings.limit(), updates_bytes_max)?;
+        let (mut store, parts) =
+            Store::open(&settings.state(), settings.limit(), updates_bytes_max)?;
         let records = Records::new(settings.config.data.source.clone(), settings.base.clone());
         for (run, part) in &parts {
             info!(%run, standing = part.participant.standing(), "run resumed");
         }
+        let egress = store.egress(outside.clock.clone(), None);
         Ok(Self {
             id,
             settings,
             outside,
             credentials,
             store,
+            egress,
             parts,
             records,
             queue: VecDeque::new(),
@@ -112,8 +117,9 @@ impl Node {
             let url = self.settings.config.coordinator.clone();
             let compress = self.settings.config.connection.compress;
             let network = Arc::clone(&self.outside.network);
+            let egress = self.egress.clone();
             let opened = tokio::select! {
-                opened = Link::open(&*network, &url, &self.credentials, compress) => opened,
+                opened = Link::open(&*network, &url, &self.credentials, compress, egress) => opened,
                 _ = stop.wait_for(|stop| *stop) => return Ok(()),
             };
             let why = match opened {
@@ -272,6 +278,7 @@ impl Node {
                 self.queue.retain(|task| task.run != run);
                 let outcome = self.step(wire, &run, ParticipantEvent::RunEnded { status }).await?;
                 self.privacy.remove(&run);
+                self.egress.run_ended(&run);
                 if self.parts.remove(&run).is_some() {
                     self.n_ended += 1;
                 }

@@ -4,9 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
+use comity_certs::Clock;
 use comity_federation::{Contribution, Participant, ParticipantEvent, Plan, RunId, Time, Update};
 use comity_journal::{BlobStore, DirLock, Index, IndexState, Journal, JournalError, failpoint};
 use comity_privacy::{
@@ -14,6 +15,8 @@ use comity_privacy::{
 };
 use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
+
+use crate::egress::{Departure, Egress, Kind};
 
 /// Tree of [`EndedRun`]s.
 const ENDED: &str = "ended";
@@ -31,6 +34,8 @@ pub(crate) enum Entry {
     /// An update was released: the ledger's commit and the event, in one record, because a crash
     /// between the two would leave an update that may neither leave nor be trained again.
     Released { ledger: LedgerEntry, run: RunId, event: ParticipantEvent },
+    /// Something was let out.
+    Left { departure: Departure },
 }
 
 /// A run that is over, as the index keeps it.
@@ -67,6 +72,8 @@ pub(crate) struct Folded {
     pub(crate) ledger: Vec<LedgerEntry>,
     /// Updates that were released, oldest first.
     pub(crate) updates: Vec<Stored>,
+    /// Bytes of updates that left in each round of the runs that are not over.
+    pub(crate) left: BTreeMap<(RunId, u32), u64>,
     /// Runs that the ledger knows.
     debited: BTreeSet<String>,
 }
@@ -95,6 +102,14 @@ impl Folded {
                 }
                 self.step(&record, &run, event)
             }
+            Entry::Left { departure } => {
+                if let (Kind::Update, Some(run), Some(round)) =
+                    (departure.kind, departure.run, departure.round)
+                {
+                    *self.left.entry((run, round)).or_default() += departure.bytes;
+                }
+                Ok(())
+            }
         }
     }
 
@@ -111,6 +126,9 @@ impl Folded {
         let was_over = part.participant.ended().is_some();
         part.participant.step(event).map_err(|e| record.refuse(e))?;
         // The ledger has no line of its own for a run's end: this one is it.
+        if part.participant.ended().is_some() {
+            self.left.retain(|(open, _), _| open != run);
+        }
         if !was_over && part.participant.ended().is_some() && self.debited.contains(run.as_str()) {
             self.ledger.push(LedgerEntry::Closed { run: run.to_string() });
         }
@@ -118,15 +136,62 @@ impl Folded {
     }
 }
 
+/// The journal, and the index that follows it. Whoever writes does so in the node's one task, in one go from
+/// the record to the mark; the lock is for the type's sake.
+#[derive(Clone)]
+pub(crate) struct Books(Arc<Mutex<Volumes>>);
+
+struct Volumes {
+    journal: Journal,
+    index: Index,
+}
+
+impl Books {
+    fn open(&self) -> MutexGuard<'_, Volumes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a record of which the index keeps nothing.
+    pub(crate) fn append(&self, entry: &Entry) -> anyhow::Result<()> {
+        let mut books = self.open();
+        books.journal.append_json(entry)?;
+        books.mark()
+    }
+
+    /// New books in `dir`.
+    #[cfg(test)]
+    pub(crate) fn open_empty(dir: &Path) -> Self {
+        let (journal, _) = Journal::open(journal_path(dir)).unwrap();
+        let (index, _) = Index::open(dir.join("index"), journal.head()).unwrap();
+        Self(Arc::new(Mutex::new(Volumes { journal, index })))
+    }
+}
+
+impl Volumes {
+    fn put_if_ended(&self, run: &RunId, part: &Part) -> anyhow::Result<()> {
+        if let Some(status) = part.participant.ended() {
+            let ended = EndedRun { name: part.plan.name.clone(), status: status.to_owned() };
+            self.index.put_json(ENDED, run.as_str(), &ended)?;
+        }
+        Ok(())
+    }
+
+    fn mark(&self) -> anyhow::Result<()> {
+        let (seq, hash) = self.journal.head();
+        Ok(self.index.mark_applied(seq, hash)?)
+    }
+}
+
 /// The node's durable state; one process at a time.
 pub(crate) struct Store {
-    journal: Journal,
+    books: Books,
     blobs: Arc<BlobStore>,
-    index: Index,
     ledger: Ledger,
     /// Updates that may be stored, oldest first.
     updates: Vec<Stored>,
     updates_bytes_max: u64,
+    /// Bytes of updates that left in each round of the open runs, when the store was opened.
+    left: BTreeMap<(RunId, u32), u64>,
     _lock: DirLock,
 }
 
@@ -145,23 +210,25 @@ impl Store {
         if journal.recovered_bytes() > 0 {
             warn!(bytes = journal.recovered_bytes(), "unfinished journal record removed");
         }
-        let Folded { mut parts, ledger, updates, .. } = folded;
+        let Folded { mut parts, ledger, updates, left, .. } = folded;
         let ledger = Ledger::replay(limit, ledger)?;
         let blobs = Arc::new(BlobStore::open(dir.join("blobs"))?);
         let (index, state) = Index::open(dir.join("index"), journal.head())?;
         if let Some(aside) = index.set_aside() {
             warn!(reason = aside.reason, moved_to = %aside.path.display(), "index set aside");
         }
-        let mut store =
-            Self { journal, blobs, index, ledger, updates, updates_bytes_max, _lock: lock };
+        let books = Volumes { journal, index };
         if state == IndexState::Fresh {
             for (run, part) in &parts {
-                store.put_if_ended(run, part)?;
+                books.put_if_ended(run, part)?;
             }
-            store.mark()?;
+            books.mark()?;
             info!(runs = parts.len(), "index rebuilt from the journal");
         }
         parts.retain(|_, part| part.participant.ended().is_none());
+        let books = Books(Arc::new(Mutex::new(books)));
+        let mut store =
+            Self { books, blobs, ledger, updates, updates_bytes_max, left, _lock: lock };
         store.sweep(&parts);
         Ok((store, parts))
     }
@@ -199,8 +266,7 @@ impl Store {
     pub(crate) fn offered(&mut self, run: &RunId, plan: &Plan, now: Time) -> anyhow::Result<Part> {
         let plan = plan.clone();
         let entry = Entry::Offered { run: run.clone(), plan: Box::new(plan.clone()), now };
-        self.journal.append_json(&entry)?;
-        self.mark()?;
+        self.books.append(&entry)?;
         let participant = Participant::new(run.clone(), plan.digest());
         Ok(Part { participant, plan: Arc::new(plan) })
     }
@@ -212,12 +278,13 @@ impl Store {
         part: &Part,
         event: ParticipantEvent,
     ) -> anyhow::Result<()> {
-        self.journal.append_json(&Entry::Stepped { run: run.clone(), event })?;
+        let mut books = self.books.open();
+        books.journal.append_json(&Entry::Stepped { run: run.clone(), event })?;
         if part.participant.ended().is_some() {
             self.ledger.close(run.as_str());
         }
-        self.put_if_ended(run, part)?;
-        self.mark()
+        books.put_if_ended(run, part)?;
+        books.mark()
     }
 
     /// Debits the ledger durably for one round.
@@ -226,14 +293,15 @@ impl Store {
         key: ReservationKey,
         charge: Charge,
     ) -> anyhow::Result<Reservation> {
+        let mut books = self.books.open();
         let mut lines =
-            Lines { journal: &mut self.journal, wrap: |ledger| Entry::Ledger { ledger } };
+            Lines { journal: &mut books.journal, wrap: |ledger| Entry::Ledger { ledger } };
         let is_private = !charge.is_exempt();
         let reservation = self.ledger.reserve(&mut lines, key, charge)?;
-        self.mark()?;
+        books.mark()?;
         if is_private {
             // A journal that loses this debit is to be noticed, even if everything ends at this instant.
-            self.index.flush()?;
+            books.index.flush()?;
         }
         Ok(reservation)
     }
@@ -248,18 +316,25 @@ impl Store {
         self.updates.push(Stored::new(&update.run, &contribution));
         let event = ParticipantEvent::Trained { contribution };
         let run = update.run.clone();
+        let mut books = self.books.open();
         let mut lines = Lines {
-            journal: &mut self.journal,
+            journal: &mut books.journal,
             wrap: |ledger| Entry::Released { ledger, run: run.clone(), event: event.clone() },
         };
         self.ledger.commit(&mut lines, update.release.receipt(), stored)?;
-        self.mark()?;
+        books.mark()?;
         Ok(event)
     }
 
     /// Whether `run` is over as far as this node knows.
     pub(crate) fn has_ended(&self, run: &RunId) -> anyhow::Result<bool> {
-        Ok(self.index.get_json::<EndedRun>(ENDED, run.as_str())?.is_some())
+        Ok(self.books.open().index.get_json::<EndedRun>(ENDED, run.as_str())?.is_some())
+    }
+
+    /// The way out, which writes into the same journal.
+    pub(crate) fn egress(&mut self, clock: Clock, bytes_out_round_max: Option<u64>) -> Egress {
+        let left = std::mem::take(&mut self.left);
+        Egress::new(self.books.clone(), clock, bytes_out_round_max, left)
     }
 
     /// The models and updates.
@@ -270,19 +345,6 @@ impl Store {
     /// The privacy that was spent.
     pub(crate) fn ledger(&self) -> &Ledger {
         &self.ledger
-    }
-
-    fn put_if_ended(&self, run: &RunId, part: &Part) -> anyhow::Result<()> {
-        if let Some(status) = part.participant.ended() {
-            let ended = EndedRun { name: part.plan.name.clone(), status: status.to_owned() };
-            self.index.put_json(ENDED, run.as_str(), &ended)?;
-        }
-        Ok(())
-    }
-
-    fn mark(&self) -> anyhow::Result<()> {
-        let (seq, hash) = self.journal.head();
-        Ok(self.index.mark_applied(seq, hash)?)
     }
 }
 

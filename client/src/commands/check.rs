@@ -12,6 +12,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use crate::config::{self, Config};
+use crate::egress::Egress;
 use crate::link::{Credentials, Link, check_url};
 
 /// Clocks that differ by more than this make certificates and deadlines unreliable.
@@ -104,8 +105,8 @@ fn connect(config: &Config, credentials: &Credentials) -> anyhow::Result<String>
     let url = &config.coordinator;
     check_url(url)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let hello =
-        runtime.block_on(Link::open(&Tcp, url, credentials, config.connection.compress))?.hello;
+    let (compress, egress) = (config.connection.compress, Egress::of_check(Clock::system()));
+    let hello = runtime.block_on(Link::open(&Tcp, url, credentials, compress, egress))?.hello;
     let now = u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000)?;
     let skew = Duration::from_millis(now.abs_diff(hello.now_ms));
     anyhow::ensure!(

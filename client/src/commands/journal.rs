@@ -43,6 +43,11 @@ impl Line {
                 (None, run, (what, NODE))
             }
             Entry::Released { run, event, .. } => (None, run.to_string(), news(&event)),
+            Entry::Left { departure } => {
+                let what = format!("left: {}, {} bytes", departure.kind.as_str(), departure.bytes);
+                let run = departure.run.map_or("-".to_owned(), |run| run.to_string());
+                (Some(departure.at), run, (what, NODE))
+            }
         };
         Ok(Self { seq: record.seq, time_ms, what, run, who })
     }
