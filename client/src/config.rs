@@ -7,8 +7,10 @@ use bytesize::ByteSize;
 use comity_burn_models::DeviceChoice;
 use comity_datasets::Source;
 use comity_federation::Policy;
-use comity_privacy::{Budget, Limit};
+use comity_privacy::Limit;
 use serde::Deserialize;
+
+use crate::policy_file;
 
 /// The settings of a node.  Nothing about privacy, identity or data has a default.
 #[derive(Clone, Debug, Deserialize)]
@@ -25,8 +27,8 @@ pub(crate) struct Config {
     pub(crate) device: DeviceChoice,
     /// The institution's data.
     pub(crate) data: DataConfig,
-    /// What the institution allows.
-    pub(crate) privacy: PrivacyConfig,
+    /// The file that says what the institution allows.
+    pub(crate) policy: PathBuf,
     /// How much stays on the disk.
     #[serde(default)]
     pub(crate) storage: StorageConfig,
@@ -70,24 +72,12 @@ pub(crate) struct DataConfig {
     pub(crate) source: Source,
 }
 
-/// What the institution allows to be learnt from its data set, over all runs together.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct PrivacyConfig {
-    /// Largest epsilon over all runs; absent: no private run.
-    pub(crate) epsilon: Option<f64>,
-    /// The delta of that epsilon.
-    pub(crate) delta: Option<f64>,
-    /// Whether runs without differential privacy may train on these data.
-    pub(crate) without_dp: bool,
-}
-
 /// A parsed configuration, and the folder from which its relative paths start.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) base: PathBuf,
-    pub(crate) budget: Option<Budget>,
+    pub(crate) policy: Policy,
 }
 
 impl Node {
@@ -98,17 +88,6 @@ impl Node {
         })?;
         let config: Config =
             toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
-        let budget = match (config.privacy.epsilon, config.privacy.delta) {
-            (Some(epsilon), Some(delta)) => {
-                let budget = Budget::new(epsilon, delta);
-                Some(budget.with_context(|| format!("{}: [privacy]", path.display()))?)
-            }
-            (None, None) => None,
-            _ => anyhow::bail!(
-                "{}: [privacy] needs epsilon and delta together, or neither",
-                path.display()
-            ),
-        };
         ensure!(
             config.data.records > 0,
             "{}: data.records must be the public, rounded number of records",
@@ -120,7 +99,9 @@ impl Node {
             path.display()
         );
         let base = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Ok(Self { config, base: base.to_owned(), budget })
+        let (records, persons) = (config.data.records, config.data.persons);
+        let policy = policy_file::read(&base.join(&config.policy), records, persons)?;
+        Ok(Self { config, base: base.to_owned(), policy })
     }
 
     /// The folder of the node's own files.
@@ -138,19 +119,9 @@ impl Node {
         self.config.data.records
     }
 
-    /// What no plan can pass.
-    pub(crate) fn policy(&self) -> Policy {
-        Policy {
-            budget: self.budget,
-            without_dp_allowed: self.config.privacy.without_dp,
-            records_declared: self.config.data.records,
-            persons_declared: self.config.data.persons,
-        }
-    }
-
     /// What the ledger refuses to pass.
     pub(crate) fn limit(&self) -> Limit {
-        Limit { budget: self.budget, exempt_allowed: self.config.privacy.without_dp }
+        Limit { budget: self.policy.budget, exempt_allowed: self.policy.without_dp_allowed }
     }
 }
 
@@ -166,16 +137,16 @@ mod tests {
     fn the_sample_parses() {
         let config = parse(include_str!("../../docs/samples/client.toml")).unwrap();
         assert_eq!(config.data.records, 21_000);
-        assert!(!config.privacy.without_dp);
+        assert_eq!(config.policy, Path::new("policy.toml"));
         assert_eq!(config.storage, StorageConfig::default(), "the sample shows the default");
     }
 
     #[test]
-    fn privacy_has_no_default_and_unknown_keys_are_refused() {
+    fn a_policy_is_named_and_unknown_keys_are_refused() {
         let sample = include_str!("../../docs/samples/client.toml");
-        let without = sample.replace("without_dp = false", "");
-        assert!(parse(&without).unwrap_err().to_string().contains("without_dp"));
-        let typo = sample.replace("without_dp = false", "without_dp = false\nepsilom = 3.0");
-        assert!(parse(&typo).unwrap_err().to_string().contains("epsilom"));
+        let without = sample.replace("policy = \"policy.toml\"", "");
+        assert!(parse(&without).unwrap_err().to_string().contains("policy"));
+        let typo = sample.replace("[data]", "[data]\nrecord = 3");
+        assert!(parse(&typo).unwrap_err().to_string().contains("record"));
     }
 }

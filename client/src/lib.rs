@@ -13,6 +13,7 @@ mod egress;
 mod link;
 mod node;
 mod outside;
+pub mod policy_file;
 mod store;
 mod trainer;
 mod transfers;

@@ -11,8 +11,8 @@ use anyhow::Context as _;
 use comity_burn_models::check_units;
 use comity_datasets::Dataset;
 use comity_federation::{
-    ClientId, ModelDigest, ParticipantEffect, ParticipantEvent, Plan, PlanDigest, RunId, Task,
-    Time, Update,
+    Circumstances, ClientId, ModelDigest, ParticipantEffect, ParticipantEvent, Plan, PlanDigest,
+    RunId, Task, Time, Update,
 };
 use comity_journal::{BlobError, failpoint};
 use comity_privacy::{Charge, PrivacyError, PrivacyPlan, Randomness, ReservationKey};
@@ -331,7 +331,10 @@ impl Node {
 
     /// Whether the institution takes part, or the reason that travels to the operator.
     fn review(&mut self, run: &RunId, plan: &Plan) -> Result<(), String> {
-        self.settings.policy().review(plan, &self.id).map_err(|refusal| refusal.to_string())?;
+        self.settings
+            .policy
+            .review(plan, &self.id, Circumstances::default())
+            .map_err(|refusal| refusal.to_string())?;
         self.privacy_plan(run, plan)?;
         let dataset = self.records.load(&plan.data).map_err(|error| {
             // Paths and row numbers stay here.

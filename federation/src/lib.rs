@@ -15,6 +15,7 @@ mod fixed;
 mod ids;
 mod model;
 mod norm;
+mod order;
 mod parameters;
 mod participant;
 mod plan;
@@ -37,13 +38,17 @@ pub use ids::{
 };
 pub use model::{Layer, Lora, Manifest, ModelSpec, START_VALUES_MAX, Start, TensorSpec};
 pub use norm::SquareSum;
+pub use order::{CLOCK_SKEW_MAX, Consent, Order, OrderRefusal, SignedConsent, SignedOrder};
 pub use parameters::Parameters;
 pub use participant::{Participant, ParticipantEffect, ParticipantEvent, Task};
 pub use plan::{
     Aggregation, Analytics, CohortPlan, DataContract, DpMetrics, LatePolicy, NamedClient,
     Normalise, Optimizer, Plan, PrivacyTerms, Sample, Strategy, Training, WeightRule,
 };
-pub use policy::{Policy, PolicyRefusal};
+pub use policy::{
+    Approval, Circumstances, Finding, Hours, ModelFamily, PinnedOperator, Policy, PolicyRefusal,
+    SecureAggregation, UnitKind, n_countries,
+};
 pub use report::{
     ClientReport, ClientStanding, ContributionReport, RoundReport, RunReport, RunStatus,
 };

@@ -338,6 +338,16 @@ impl Plan {
         if round == 0 { UpdateEncoding::Int32 } else { self.aggregation.update_encoding }
     }
 
+    /// Most bytes of updates or statistics that a client sends in one round, headers not counted.
+    ///
+    /// # Errors
+    /// As [`manifest`](Self::manifest).
+    pub fn bytes_out_round(&self) -> Result<u64, PlanError> {
+        let n_trainable = self.manifest()?.n_trainable() as u64;
+        let statistics = self.analytics_request().map_or(0, |request| request.n_values());
+        Ok(self.update_encoding(1).bytes(n_trainable).max(UpdateEncoding::Int32.bytes(statistics)))
+    }
+
     /// How many privacy units `client` declares: persons where they are protected, else records.
     #[must_use]
     pub fn units_declared(&self, client: &NamedClient) -> u64 {

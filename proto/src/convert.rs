@@ -1,13 +1,13 @@
 //! Between wire messages and the types of the rules.  An error names the field.
 
 use comity_federation::{
-    ClientId, ClientReport, ClientStanding, Contribution, ContributionReport, ModelDigest,
-    PlanDigest, RoundReport, RunId, RunReport, RunStatus, Signature, Time, UpdateDigest,
-    UpdateEncoding,
+    ClientId, ClientReport, ClientStanding, Consent, Contribution, ContributionReport, ModelDigest,
+    Order, OrderRefusal, PlanDigest, RoundReport, RunId, RunReport, RunStatus, Signature,
+    SignedConsent, SignedOrder, Time, UpdateDigest, UpdateEncoding,
 };
 use tonic::Status;
 
-use crate::limits::{CERTIFICATE_BYTES_MAX, CHAIN_MAX, SIGNATURE_BYTES_MAX};
+use crate::limits::{CERTIFICATE_BYTES_MAX, CHAIN_MAX, CONSENTS_MAX, SIGNATURE_BYTES_MAX};
 use crate::v1;
 
 /// Why a message cannot be understood.
@@ -81,6 +81,51 @@ impl From<&Signature> for v1::Signature {
         Self {
             chain: signature.chain.iter().map(|der| der.clone().into()).collect(),
             signature: signature.signature.clone().into(),
+        }
+    }
+}
+
+/// The order in a message, and its signature, which is not checked yet.
+///
+/// # Errors
+/// [`OrderRefusal::Unsigned`] if one of them is missing, [`OrderRefusal::Unreadable`] if one means nothing.
+pub fn signed_order(
+    order_json: &[u8],
+    signature: Option<v1::Signature>,
+) -> Result<SignedOrder, OrderRefusal> {
+    let order = Order::from_json(order_json)?;
+    let signature = signature.ok_or(OrderRefusal::Unsigned)?;
+    let signature = Signature::try_from(signature).map_err(|error| unreadable("order", &error))?;
+    Ok(SignedOrder { order, signature })
+}
+
+/// The consents in a message, whose signatures are not checked yet.
+///
+/// # Errors
+/// [`OrderRefusal::Unreadable`] if one means nothing, or there are more than [`CONSENTS_MAX`].
+pub fn signed_consents(wire: Vec<v1::SignedConsent>) -> Result<Vec<SignedConsent>, OrderRefusal> {
+    if wire.len() > CONSENTS_MAX {
+        let reason = format!("there are more than {CONSENTS_MAX}");
+        return Err(OrderRefusal::Unreadable { what: "consent", reason });
+    }
+    let consents = wire.into_iter().map(|wire| {
+        let consent = Consent::from_json(&wire.consent_json)?;
+        let signature = Signature::try_from(wire.signature.unwrap_or_default())
+            .map_err(|error| unreadable("consent", &error))?;
+        Ok(SignedConsent { consent, signature })
+    });
+    consents.collect()
+}
+
+fn unreadable(what: &'static str, error: &WireError) -> OrderRefusal {
+    OrderRefusal::Unreadable { what, reason: error.to_string() }
+}
+
+impl From<&SignedConsent> for v1::SignedConsent {
+    fn from(signed: &SignedConsent) -> Self {
+        Self {
+            consent_json: signed.consent.to_json().into(),
+            signature: Some((&signed.signature).into()),
         }
     }
 }

@@ -31,6 +31,8 @@ pub const CHAIN_MAX: usize = 3;
 pub const CERTIFICATE_BYTES_MAX: usize = 4 << 10;
 /// Longest signature, in bytes; ECDSA P-256 has at most 72.
 pub const SIGNATURE_BYTES_MAX: usize = 128;
+/// Consents of institutions that may come with an order; with their certificates each has some 2,000 bytes.
+pub const CONSENTS_MAX: usize = 200;
 /// Runs that a client may name when it begins to follow.
 pub const OPEN_RUNS_MAX: usize = 10_000;
 

@@ -14,9 +14,9 @@ use comity_burn_models::{
 };
 use comity_datasets::Dataset;
 use comity_federation::{
-    Accumulator, Aggregation, ClientId, Effect, Encoded, Event, Fold, ModelDigest, Outcome,
-    Parameters, Participant, ParticipantEffect, ParticipantEvent, Plan, Policy, Rejection, Run,
-    RunId, RunReport, SquareSum, Task, Time, Update, UpdateDigest,
+    Accumulator, Aggregation, Circumstances, ClientId, Effect, Encoded, Event, Fold, ModelDigest,
+    Outcome, Parameters, Participant, ParticipantEffect, ParticipantEvent, Plan, Policy, Rejection,
+    Run, RunId, RunReport, SquareSum, Task, Time, Update, UpdateDigest,
 };
 use comity_privacy::{
     Charge, Ledger, LedgerEntry, Limit, Mechanism, PrivacyPlan, ReservationKey, Statement,
@@ -183,12 +183,7 @@ impl<'a> Engine<'a> {
                     participant: Participant::new(run.id().clone(), run.plan_digest()),
                     shard,
                     // A simulated institution allows exactly what the plan asks for.
-                    policy: Policy {
-                        budget,
-                        without_dp_allowed: budget.is_none(),
-                        records_declared: named.records,
-                        persons_declared: named.persons,
-                    },
+                    policy: Policy::of_plan(plan, named, budget),
                     privacy,
                     ledger: Ledger::new(limit),
                     entries: Vec::new(),
@@ -219,7 +214,10 @@ impl<'a> Engine<'a> {
             // No deployed institution agrees that the noise is added elsewhere; a simulated one does.
             let reviewed = match plan.draws_in_secret() {
                 true => Ok(()),
-                false => client.policy.review(plan, &named.id).map_err(|e| e.to_string()),
+                false => client
+                    .policy
+                    .review(plan, &named.id, Circumstances::default())
+                    .map_err(|e| e.to_string()),
             };
             let event = match reviewed
                 .and_then(|()| check_units(plan, client.shard).map_err(|e| e.to_string()))

@@ -7,7 +7,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use comity_federation::{ClientId, RunReport};
+use comity_certs::{Role, Signer};
+use comity_client::policy_file::{NewPolicy, new_for};
+use comity_federation::{Approval, ClientId, PinnedOperator, RunReport};
 use serde_json::Value;
 
 /// How long a process may take to come up.
@@ -294,7 +296,7 @@ impl Deployment {
             .spawn()?)
     }
 
-    /// Makes folder, certificates and configuration of a client.
+    /// Makes folder, certificates, policy and configuration of a client.
     ///
     /// # Errors
     /// If no certificate can be issued, or files cannot be written.
@@ -306,19 +308,40 @@ impl Deployment {
             let out = certs.to_str().context("the folder's name is not UTF-8")?;
             self.operator(&["certs", "issue", &setup.id.to_string(), "--out", out])?.success()?;
         }
-        let budget = setup
-            .budget
-            .map(|(epsilon, delta)| format!("epsilon = {epsilon:?}\ndelta = {delta:?}\n"))
-            .unwrap_or_default();
+        fs::write(dir.join("policy.toml"), self.policy(setup)?)?;
         let text = format!(
-            "coordinator = \"{}\"\ncertificates = \"certs\"\nstate = \"state\"\ndevice = \"cpu\"\n\n\
-             [data]\nrecords = {}\n{}\n\n[privacy]\n{budget}without_dp = {}\n",
+            "coordinator = \"{}\"\ncertificates = \"certs\"\nstate = \"state\"\npolicy = \"policy.toml\"\n\
+             device = \"cpu\"\n\n[data]\nrecords = {}\n{}\n",
             self.url()?,
             setup.records,
             setup.source,
-            setup.without_dp,
         );
         Ok(fs::write(dir.join("client.toml"), text)?)
+    }
+
+    /// A policy that takes this deployment's operator's orders, and limits nothing but privacy.
+    fn policy(&self, setup: &ClientSetup) -> anyhow::Result<String> {
+        let new = NewPolicy {
+            operators: vec![self.operator_key()?],
+            budget: setup.budget,
+            without_dp: setup.without_dp,
+            approval: Approval::Auto,
+        };
+        let text = new_for(&new).replace("64 MiB", "1 TiB");
+        Ok(text.replace("parameters_max = 100000000", "parameters_max = 10000000000"))
+    }
+
+    /// The operator's name and key, which institutions pin.
+    ///
+    /// # Errors
+    /// If its certificate cannot be read.
+    pub fn operator_key(&self) -> anyhow::Result<PinnedOperator> {
+        let certs = self.coordinator_dir().join("certs");
+        let signer = Signer::read(&certs.join("operator.pem"), &certs.join("operator.key"))?;
+        let Role::Operator(name) = &signer.identity().role else {
+            bail!("operator.pem is of {}", signer.identity())
+        };
+        Ok(PinnedOperator { name: name.clone(), key: signer.fingerprint() })
     }
 
     /// Starts a client, which ends by itself after `exit_after_runs` runs.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use comity_burn_models::{check_units, data_contract};
 use comity_certs::Clock;
-use comity_federation::Plan;
+use comity_federation::{Circumstances, Plan};
 use comity_proto::transport::Tcp;
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -84,7 +84,7 @@ fn check_plan(
         .with_context(|| format!("{} cannot be read", path.display()))?;
     let plan = Plan::from_toml(&text)?;
     let client = credentials.context("the certificate has to be in order first")?.client_id()?;
-    settings.policy().review(&plan, &client)?;
+    settings.policy.review(&plan, &client, Circumstances::default())?;
     let source = &settings.config.data.source;
     let dataset = source.load(&settings.base, &data_contract(&plan.data, source))?;
     check_units(&plan, &dataset)?;

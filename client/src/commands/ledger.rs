@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{LineStyle, Table};
 use comity_certs::Clock;
-use comity_federation::Plan;
+use comity_federation::{Circumstances, Plan};
 use comity_privacy::{Ledger, LedgerEntry, Mechanism};
 use serde_json::json;
 
@@ -21,7 +21,7 @@ use crate::store::{Folded, journal_path};
 pub fn show(path: &Path, as_json: bool) -> anyhow::Result<()> {
     let settings = config::Node::read(path)?;
     let ledger = read(&settings)?;
-    let delta = settings.budget.map_or(1e-6, |budget| budget.delta.get());
+    let delta = settings.policy.budget.map_or(1e-6, |budget| budget.delta.get());
     let spent = ledger.spent_at(delta);
     let by_run = ledger.spent_by_run(delta);
     let mut rounds: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
@@ -46,8 +46,8 @@ pub fn show(path: &Path, as_json: bool) -> anyhow::Result<()> {
         let output = json!({
             "records_declared": settings.config.data.records,
             "delta": delta,
-            "budget": settings.budget,
-            "without_dp_allowed": settings.config.privacy.without_dp,
+            "budget": settings.policy.budget,
+            "without_dp_allowed": settings.policy.without_dp_allowed,
             "spent": spent,
             "runs": runs,
             "entries": ledger.entries(),
@@ -69,7 +69,7 @@ pub fn show(path: &Path, as_json: bool) -> anyhow::Result<()> {
         ]);
     }
     println!("{table}");
-    match settings.budget {
+    match settings.policy.budget {
         Some(budget) => println!(
             "spent: epsilon {} of {} at delta {delta:e}",
             epsilon(spent.epsilon),
@@ -92,7 +92,7 @@ pub fn forecast(path: &Path, plan: &Path, as_json: bool) -> anyhow::Result<bool>
         .with_context(|| format!("{} cannot be read", plan.display()))?;
     let plan = Plan::from_toml(&text)?;
     let client = Credentials::read(&settings.certificates(), &Clock::system())?.client_id()?;
-    settings.policy().review(&plan, &client)?;
+    settings.policy.review(&plan, &client, Circumstances::default())?;
     let named = plan.client(&client).expect("the policy checked that the plan names us");
     let ledger = read(&settings)?;
     let delta = ledger.limit().delta();
@@ -103,7 +103,7 @@ pub fn forecast(path: &Path, plan: &Path, as_json: bool) -> anyhow::Result<bool>
     };
     let alone = Ledger::new(ledger.limit()).forecast(&schedule);
     let after = ledger.forecast(&schedule);
-    let fits = settings.budget.is_none_or(|budget| after.epsilon <= budget.epsilon.get());
+    let fits = settings.policy.budget.is_none_or(|budget| after.epsilon <= budget.epsilon.get());
     if as_json {
         let output = json!({
             "plan": plan.name,
@@ -111,7 +111,7 @@ pub fn forecast(path: &Path, plan: &Path, as_json: bool) -> anyhow::Result<bool>
             "counted_before": before,
             "alone": alone,
             "counted_after": after,
-            "budget": settings.budget,
+            "budget": settings.policy.budget,
             "fits": fits,
         });
         println!("{}", serde_json::to_string_pretty(&output)?);
@@ -124,7 +124,7 @@ pub fn forecast(path: &Path, plan: &Path, as_json: bool) -> anyhow::Result<bool>
             bound(alone.bound)
         );
         println!("with it:        epsilon {} ({})", epsilon(after.epsilon), bound(after.bound));
-        match settings.budget {
+        match settings.policy.budget {
             Some(budget) if fits => {
                 println!("the budget of {} has room for it", budget.epsilon.get())
             }

@@ -9,6 +9,14 @@ pub struct Signature {
     #[prost(bytes = "bytes", tag = "2")]
     pub signature: ::prost::bytes::Bytes,
 }
+/// An institution's consent to a plan, canonical JSON, and its signature.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignedConsent {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub consent_json: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub signature: ::core::option::Option<Signature>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HelloRequest {
     /// Version of the protocol that the client speaks.
@@ -123,9 +131,9 @@ pub struct Offer {
     pub order_json: ::prost::bytes::Bytes,
     #[prost(message, optional, tag = "5")]
     pub order_signature: ::core::option::Option<Signature>,
-    /// Signatures of institutions under the plan.
+    /// What institutions have consented to.
     #[prost(message, repeated, tag = "6")]
-    pub consents: ::prost::alloc::vec::Vec<Signature>,
+    pub consents: ::prost::alloc::vec::Vec<SignedConsent>,
 }
 /// A round is open for the client.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1199,9 +1207,9 @@ pub struct StartRunRequest {
     pub order_json: ::prost::bytes::Bytes,
     #[prost(message, optional, tag = "3")]
     pub order_signature: ::core::option::Option<Signature>,
-    /// Signatures of institutions under the plan.
+    /// What institutions have consented to.
     #[prost(message, repeated, tag = "4")]
-    pub consents: ::prost::alloc::vec::Vec<Signature>,
+    pub consents: ::prost::alloc::vec::Vec<SignedConsent>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StartRunReply {

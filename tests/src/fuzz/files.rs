@@ -166,6 +166,7 @@ pub fn ledger_lines(bytes: &[u8]) -> bool {
 /// # Panics
 /// If one does.
 pub fn client_toml(bytes: &[u8]) -> bool {
+    file("policy.toml", include_bytes!("../../../docs/samples/policy.toml"));
     let started = Node::open(&file("client.toml", bytes), Outside::deployed());
     let refusal = started.err().expect("a node started without a certificate");
     format!("{refusal:#}").contains("certificate.pem")

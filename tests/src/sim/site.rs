@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-use comity_certs::{Authority, Issued, Role};
+use comity_certs::{Authority, Issued, Role, Signer};
+use comity_client::policy_file::{NewPolicy, new_for};
 use comity_coordinator::Home;
 use comity_datasets::{Contract, Dataset, Scale, write_idx};
-use comity_federation::{ClientId, Plan};
+use comity_federation::{Approval, ClientId, PinnedOperator, Plan};
 use tempfile::TempDir;
 use time::OffsetDateTime;
 
@@ -126,11 +127,20 @@ impl Site {
         write_idx(&dir.join("data"), &data).unwrap();
         let text = format!(
             "coordinator = \"https://{COORDINATOR}:{PORT}\"\ncertificates = \"certs\"\n\
-             state = \"state\"\ndevice = \"cpu\"\n[data]\nrecords = {}\nsource = {{ kind = \"idx\", \
-             images = \"data/images.idx\", labels = \"data/labels.idx\" }}\n\
-             [privacy]\nwithout_dp = true\n",
+             state = \"state\"\npolicy = \"policy.toml\"\ndevice = \"cpu\"\n[data]\nrecords = {}\n\
+             source = {{ kind = \"idx\", images = \"data/images.idx\", labels = \"data/labels.idx\" }}\n",
             records(index)
         );
+        let [certificate, key, _] = self.operator();
+        let signer = Signer::of_pem(&certificate, &key).expect("the operator's key");
+        let operator = PinnedOperator { name: "operator".to_owned(), key: signer.fingerprint() };
+        let policy = NewPolicy {
+            operators: vec![operator],
+            budget: None,
+            without_dp: true,
+            approval: Approval::Auto,
+        };
+        fs::write(dir.join("policy.toml"), new_for(&policy)).unwrap();
         fs::write(self.client_toml(index), text).unwrap();
         match faults.expires {
             Some((client, ms)) if client == index => {

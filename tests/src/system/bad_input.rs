@@ -113,7 +113,8 @@ fn bad_configurations_say_which_key() {
     let config = site.deployment.client_dir(&clients[0]).join("client.toml");
     let text = fs::read_to_string(&config).unwrap();
     for (from, to, expected) in [
-        ("without_dp = true", "without_dp = true\nepsilon = 1.0", "delta"),
+        ("policy = \"policy.toml\"", "", "policy"),
+        ("policy.toml", "policies.toml", "policies.toml cannot be read"),
         ("device = \"cpu\"", "device = \"quantum\"", "quantum"),
         ("device = \"cpu\"", "devise = \"cpu\"", "devise"),
         ("https://", "http://", "https://HOST:PORT"),
