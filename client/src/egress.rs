@@ -108,7 +108,7 @@ pub(crate) enum EgressError {
     Journal(String),
     /// The institution's ceiling for a round.
     #[error(
-        "round {round} of run {run} would let out {bytes} bytes in all, this institution's policy allows {bytes_max} \
+        "round {round} of run {run} would let out updates of {bytes} bytes, this institution's policy allows {bytes_max} \
          (bytes_out_round_max)"
     )]
     Ceiling {
@@ -116,7 +116,7 @@ pub(crate) enum EgressError {
         run: RunId,
         /// Which round.
         round: u32,
-        /// With this update, sent again or not.
+        /// With this update; one that is sent again counts once.
         bytes: u64,
         /// What the policy says.
         bytes_max: u64,
@@ -141,9 +141,12 @@ pub(crate) struct Egress {
     books: Option<Books>,
     clock: Clock,
     bytes_out_round_max: Option<u64>,
-    /// Bytes of updates that left in each round, since the node started or the round was begun.
-    of_rounds: Arc<Mutex<BTreeMap<(RunId, u32), u64>>>,
+    of_rounds: Arc<Mutex<BytesOfRounds>>,
 }
+
+/// Updates that left in each round of the open runs, with their bytes: what is sent again tells nothing new, and
+/// counts once.
+pub(crate) type BytesOfRounds = BTreeMap<(RunId, u32), BTreeMap<UpdateDigest, u64>>;
 
 impl fmt::Debug for Egress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -152,12 +155,12 @@ impl fmt::Debug for Egress {
 }
 
 impl Egress {
-    /// The way out of the node whose journal is `books`; `of_rounds` are the bytes that left before.
+    /// The way out of the node whose journal is `books`; `of_rounds` left before.
     pub(crate) fn new(
         books: Books,
         clock: Clock,
         bytes_out_round_max: Option<u64>,
-        of_rounds: BTreeMap<(RunId, u32), u64>,
+        of_rounds: BytesOfRounds,
     ) -> Self {
         let of_rounds = Arc::new(Mutex::new(of_rounds));
         Self { books: Some(books), clock, bytes_out_round_max, of_rounds }
@@ -209,8 +212,10 @@ impl Egress {
         let bytes = head.len() as u64 + contribution.delta_bytes().saturating_sub(offset);
         let round = contribution.round;
         let mut of_rounds = self.of_rounds.lock().unwrap_or_else(PoisonError::into_inner);
-        let so_far = of_rounds.get(&(run.clone(), round)).copied().unwrap_or_default();
-        let all = so_far.saturating_add(bytes);
+        let of_round = of_rounds.entry((run.clone(), round)).or_default();
+        let others = of_round.iter().filter(|(update, _)| **update != contribution.update);
+        let whole = contribution.delta_bytes();
+        let all = others.fold(whole, |all, (_, bytes)| all.saturating_add(*bytes));
         if let Some(bytes_max) = self.bytes_out_round_max
             && all > bytes_max
         {
@@ -227,7 +232,7 @@ impl Egress {
             offset: Some(offset),
             message: Some(hex(&head)),
         })?;
-        of_rounds.insert((run.clone(), round), all);
+        of_round.insert(contribution.update, whole);
         Ok(Leaving(header))
     }
 
@@ -319,24 +324,29 @@ mod tests {
     }
 
     #[test]
-    fn a_round_lets_out_no_more_bytes_than_the_policy_allows_however_often_it_is_sent() {
+    fn a_round_lets_out_no_more_bytes_than_the_policy_allows() {
         let dir = tempfile::tempdir().unwrap();
         let books = Books::open_empty(dir.path());
         let run: RunId = "r-1".parse().unwrap();
         let update = contribution(100);
-        let header = || update_header(&run, &update);
-        let each = header().encoded_len() as u64 + 400;
-        let egress = Egress::new(books, clock(), Some(2 * each + 50), BTreeMap::new());
-        egress.update(&run, &update, header(), 0).unwrap();
-        egress.update(&run, &update, header(), 0).unwrap();
-        let refused = egress.update(&run, &update, header(), 0).unwrap_err();
-        assert!(matches!(refused, EgressError::Ceiling { bytes, .. } if bytes == 3 * each));
-        let of_next = Contribution { round: 2, ..update.clone() };
-        egress.update(&run, &of_next, update_header(&run, &of_next), 300).unwrap();
+        let egress = Egress::new(books, clock(), Some(500), BTreeMap::new());
+        let let_out = |update: &Contribution, offset| {
+            egress.update(&run, update, update_header(&run, update), offset)
+        };
+        let_out(&update, 0).unwrap();
+        // The connection broke: the rest is sent again, which tells nothing new.
+        let_out(&update, 300).unwrap();
+        let second = Contribution { update: UpdateDigest([4; 32]), ..update.clone() };
+        let refused = let_out(&second, 0).unwrap_err();
+        assert!(matches!(refused, EgressError::Ceiling { bytes: 800, bytes_max: 500, .. }));
+        let_out(&Contribution { round: 2, ..second }, 0).unwrap();
+        let long = Contribution { round: 3, ..contribution(126) };
+        assert!(let_out(&long, 0).is_err());
         drop(egress);
         let lines = lines(dir.path());
         assert_eq!(lines.len(), 3, "what was refused has no line, because it did not leave");
-        assert_eq!((lines[2].offset, lines[2].bytes), (Some(300), each - 300));
+        let header = update_header(&run, &update).encoded_len() as u64;
+        assert_eq!((lines[1].offset, lines[1].bytes), (Some(300), header + 100));
     }
 
     #[test]

@@ -31,7 +31,9 @@ Examples:
   comity-client ledger forecast plan.toml  what one more run would cost
   comity-client privacy statement          what was promised to whom, and at what epsilon
   comity-client privacy verify             the proof, from the node's own journal
-  comity-client journal show --last 20     what happened last, and what left"
+  comity-client egress list --last 20      what left this institution
+  comity-client egress export --out f.json everything that left, signed, for a regulator
+  comity-client journal show --last 20     what happened last"
 )]
 struct Cli {
     /// The node's configuration; docs/samples/client.toml explains every key.
@@ -64,9 +66,59 @@ enum Command {
     /// What a regulator reads, and its proof.
     #[command(subcommand)]
     Privacy(PrivacyCommand),
+    /// Everything that left this institution: list it, check it, make it again, hand it over.
+    #[command(subcommand)]
+    Egress(EgressCommand),
     /// Check and list the node's own record of everything; works while it runs.
     #[command(subcommand)]
     Journal(JournalCommand),
+}
+
+#[derive(Subcommand)]
+enum EgressCommand {
+    /// List what left: time, kind, bytes, digest, run, round, and what the run had cost by then.
+    List {
+        /// Only what left for this run.
+        #[arg(long)]
+        run: Option<RunId>,
+        /// Only the last N lines.
+        #[arg(long, value_name = "N")]
+        last: Option<usize>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one line whole, with what the message said.
+    Show {
+        /// As printed by `egress list`.
+        n: u64,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check that each message is what its digest says, and each update was paid for before it left.
+    Verify {
+        /// Check this export instead: its signature, and this node's journal if it is of this node.
+        #[arg(long, value_name = "FILE")]
+        export: Option<PathBuf>,
+        /// The federation's root certificate, if it is not this node's.
+        #[arg(long, value_name = "FILE", requires = "export")]
+        root: Option<PathBuf>,
+    },
+    /// Write the very bytes that left, made again from journal and store.
+    Replay {
+        /// As printed by `egress list`.
+        n: u64,
+        /// The new file.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Write every line to a new file, signed with the node's key.
+    Export {
+        /// The new file.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -154,6 +206,18 @@ fn main() -> ExitCode {
         Command::Privacy(PrivacyCommand::Verify { statement }) => {
             commands::privacy::verify(&cli.config, statement.as_deref()).map(|()| true)
         }
+        Command::Egress(command) => match command {
+            EgressCommand::List { run, last, json } => {
+                commands::egress::list(&cli.config, run.as_ref(), last, json)
+            }
+            EgressCommand::Show { n, json } => commands::egress::show(&cli.config, n, json),
+            EgressCommand::Verify { export, root } => {
+                commands::egress::verify(&cli.config, export.as_deref(), root.as_deref())
+            }
+            EgressCommand::Replay { n, out } => commands::egress::replay(&cli.config, n, &out),
+            EgressCommand::Export { out } => commands::egress::export(&cli.config, &out),
+        }
+        .map(|()| true),
         Command::Journal(JournalCommand::Verify { json }) => {
             commands::journal::verify(&cli.config, json).map(|()| true)
         }

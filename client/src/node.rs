@@ -82,7 +82,8 @@ impl Node {
         for (run, part) in &parts {
             info!(%run, standing = part.participant.standing(), "run resumed");
         }
-        let egress = store.egress(outside.clock.clone(), None);
+        let bytes_max = settings.policy.bytes_out_round_max;
+        let egress = store.egress(outside.clock.clone(), Some(bytes_max));
         Ok(Self {
             id,
             settings,

@@ -16,7 +16,7 @@ use comity_privacy::{
 use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
-use crate::egress::{Departure, Egress, Kind};
+use crate::egress::{BytesOfRounds, Departure, Egress, Kind};
 
 /// Tree of [`EndedRun`]s.
 const ENDED: &str = "ended";
@@ -72,8 +72,8 @@ pub(crate) struct Folded {
     pub(crate) ledger: Vec<LedgerEntry>,
     /// Updates that were released, oldest first.
     pub(crate) updates: Vec<Stored>,
-    /// Bytes of updates that left in each round of the runs that are not over.
-    pub(crate) left: BTreeMap<(RunId, u32), u64>,
+    /// What left in each round of the runs that are not over.
+    left: BytesOfRounds,
     /// Runs that the ledger knows.
     debited: BTreeSet<String>,
 }
@@ -106,7 +106,8 @@ impl Folded {
                 if let (Kind::Update, Some(run), Some(round)) =
                     (departure.kind, departure.run, departure.round)
                 {
-                    *self.left.entry((run, round)).or_default() += departure.bytes;
+                    let n_bytes = departure.bytes + departure.offset.unwrap_or_default();
+                    self.left.entry((run, round)).or_default().insert(departure.digest, n_bytes);
                 }
                 Ok(())
             }
@@ -190,8 +191,8 @@ pub(crate) struct Store {
     /// Updates that may be stored, oldest first.
     updates: Vec<Stored>,
     updates_bytes_max: u64,
-    /// Bytes of updates that left in each round of the open runs, when the store was opened.
-    left: BTreeMap<(RunId, u32), u64>,
+    /// What left in each round of the open runs, when the store was opened.
+    left: BytesOfRounds,
     _lock: DirLock,
 }
 

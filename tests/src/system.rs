@@ -5,6 +5,7 @@ mod compression;
 mod corruption;
 mod crash;
 mod disk_full;
+mod egress;
 mod governance;
 mod hostile;
 mod io_faults;

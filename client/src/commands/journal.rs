@@ -10,9 +10,8 @@ use comity_journal::{JournalError, Record, Verified};
 use comity_privacy::LedgerEntry;
 use serde::Serialize;
 use serde_json::json;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
+use super::date;
 use crate::config;
 use crate::store::{Entry, journal_path};
 
@@ -139,11 +138,4 @@ fn read(path: &Path, mut each: impl FnMut(Line)) -> anyhow::Result<Verified> {
     );
     comity_journal::read(&journal, |record| Line::of(&record).map(&mut each))
         .with_context(|| format!("{} cannot be relied on", journal.display()))
-}
-
-fn date(time: Time) -> String {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(time.0) * 1_000_000)
-        .ok()
-        .and_then(|date| date.format(&Rfc3339).ok())
-        .unwrap_or_else(|| time.to_string())
 }
