@@ -14,6 +14,7 @@ mod files;
 mod identity;
 mod invitation;
 mod key;
+mod order;
 mod signature;
 mod tls;
 
@@ -25,5 +26,6 @@ pub use files::replace;
 pub use identity::{Identity, Role};
 pub use invitation::Invitation;
 pub use key::{MemberKey, SigningRequest, fingerprint_of_certificate, read_key_pem};
+pub use order::{verify_consent, verify_order};
 pub use signature::{Document, SignedBy, Signer, verify};
 pub use tls::{client_config, client_config_at, fixed_time, server_config, server_config_at};

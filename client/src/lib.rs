@@ -9,6 +9,8 @@
 
 pub mod commands;
 mod config;
+mod consent;
+mod decisions;
 mod egress;
 mod link;
 mod node;
@@ -17,6 +19,7 @@ pub mod policy_file;
 mod store;
 mod trainer;
 mod transfers;
+mod year;
 
 pub use node::Node;
 pub use outside::Outside;

@@ -27,6 +27,9 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 Examples:
   comity-client check --plan plan.toml     is everything in order, and what would the plan cost?
   comity-client start                      join the federation and train
+  comity-client policy explain plan.toml   rule by rule, what would happen if it were offered?
+  comity-client run list                   which runs were offered, and which wait for the steward?
+  comity-client run approve RUN            let it train here
   comity-client ledger show --json         what has been spent, for a regulator's tools
   comity-client ledger forecast plan.toml  what one more run would cost
   comity-client privacy statement          what was promised to whom, and at what epsilon
@@ -72,6 +75,87 @@ enum Command {
     /// Check and list the node's own record of everything; works while it runs.
     #[command(subcommand)]
     Journal(JournalCommand),
+    /// The runs that were offered here: look at them, approve and refuse; works while the node runs.
+    #[command(subcommand)]
+    Run(RunCommand),
+    /// What this institution allows.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Plans of runs that are not offered yet.
+    #[command(subcommand)]
+    Plan(PlanCommand),
+}
+
+#[derive(Subcommand)]
+enum RunCommand {
+    /// List the runs that were offered, and which wait for the steward.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one run: its plan, who ordered it, what the policy says.
+    Show {
+        /// As `run list` prints it.
+        run: RunId,
+        /// Print JSON, with the whole plan.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Approve a run: the node agrees to its plan.
+    Approve {
+        /// As `run list` prints it.
+        run: RunId,
+        /// The plan that was shown, 8 or more digits of its digest: another one is not approved.
+        #[arg(long, value_name = "DIGEST")]
+        plan: Option<String>,
+        /// Why; it stands in the journal.
+        #[arg(long, default_value = "")]
+        reason: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Refuse a run, also one that was agreed to: nothing more leaves for it.
+    Refuse {
+        /// As `run list` prints it.
+        run: RunId,
+        /// The plan that was shown, 8 or more digits of its digest.
+        #[arg(long, value_name = "DIGEST")]
+        plan: Option<String>,
+        /// Why; it reaches the operator.
+        #[arg(long)]
+        reason: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum PolicyCommand {
+    /// Read the policy and say what it allows.
+    Check,
+    /// Say rule by rule what would happen if PLAN were offered; exits with 1 if it would be declined.
+    Explain {
+        /// The plan, TOML.
+        plan: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum PlanCommand {
+    /// Sign this institution's consent to PLAN, for the operator to hand in.
+    Sign {
+        /// The plan, TOML.
+        plan: PathBuf,
+        /// The new file to write.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -218,6 +302,29 @@ fn main() -> ExitCode {
             EgressCommand::Export { out } => commands::egress::export(&cli.config, &out),
         }
         .map(|()| true),
+        Command::Run(RunCommand::List { json }) => {
+            commands::run::list(&cli.config, json).map(|()| true)
+        }
+        Command::Run(RunCommand::Show { run, json }) => {
+            commands::run::show(&cli.config, &run, json).map(|()| true)
+        }
+        Command::Run(RunCommand::Approve { run, plan, reason, json }) => {
+            commands::run::decide(&cli.config, &run, plan.as_deref(), true, &reason, json)
+                .map(|()| true)
+        }
+        Command::Run(RunCommand::Refuse { run, plan, reason, json }) => {
+            commands::run::decide(&cli.config, &run, plan.as_deref(), false, &reason, json)
+                .map(|()| true)
+        }
+        Command::Policy(PolicyCommand::Check) => {
+            commands::policy::check(&cli.config).map(|()| true)
+        }
+        Command::Policy(PolicyCommand::Explain { plan, json }) => {
+            commands::policy::explain(&cli.config, &plan, json)
+        }
+        Command::Plan(PlanCommand::Sign { plan, out }) => {
+            commands::plan::sign(&cli.config, &plan, &out).map(|()| true)
+        }
         Command::Journal(JournalCommand::Verify { json }) => {
             commands::journal::verify(&cli.config, json).map(|()| true)
         }

@@ -11,8 +11,8 @@ use anyhow::Context as _;
 use comity_burn_models::check_units;
 use comity_datasets::Dataset;
 use comity_federation::{
-    Circumstances, ClientId, ModelDigest, ParticipantEffect, ParticipantEvent, Plan, PlanDigest,
-    RunId, Task, Time, Update,
+    Approval, Circumstances, ClientId, ModelDigest, OrderRefusal, ParticipantEffect,
+    ParticipantEvent, Plan, PlanDigest, RunId, Task, Time, Update,
 };
 use comity_journal::{BlobError, failpoint};
 use comity_privacy::{Charge, PrivacyError, PrivacyPlan, Randomness, ReservationKey};
@@ -25,12 +25,17 @@ use tonic::Streaming;
 use tracing::{debug, info, warn};
 
 use crate::config;
+use crate::consent::{Ordered, Scales};
+use crate::decisions::{self, Decision};
 use crate::egress::Egress;
 use crate::link::{CallError, Credentials, Link, check_url};
 use crate::outside::Outside;
 use crate::store::{Part, Store};
 use crate::trainer::{Job, Records, Trained};
 use crate::transfers::{Ended, Outgoing, Wire};
+
+/// How often the node looks for the steward's decisions and at the hours.
+const LOOK_PAUSE: Duration = Duration::from_millis(500);
 
 /// A node at work.
 pub struct Node {
@@ -157,15 +162,20 @@ impl Node {
         pause: Duration,
         stop: &mut watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            _ = stop.wait_for(|stop| *stop) => {}
-            trained = finished(&mut self.training) => {
-                // Without a connection nothing can be lost.
-                let _ = self.trained(&mut Wire::default(), trained).await?;
+        let end = tokio::time::Instant::now() + pause;
+        loop {
+            // Without a connection nothing can be lost.
+            let _ = self.look(&mut Wire::default()).await?;
+            tokio::select! {
+                () = tokio::time::sleep_until(end) => return Ok(()),
+                () = tokio::time::sleep(LOOK_PAUSE) => {}
+                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                trained = finished(&mut self.training) => {
+                    let _ = self.trained(&mut Wire::default(), trained).await?;
+                    return Ok(());
+                }
             }
         }
-        Ok(())
     }
 
     /// Serves one connection.
@@ -193,6 +203,9 @@ impl Node {
             if exit_after_runs > 0 && self.n_ended >= exit_after_runs {
                 return Ok(Left::Done);
             }
+            if let Err(lost) = self.look(&mut wire).await? {
+                return Ok(Left::Lost(lost));
+            }
             self.move_on(&mut wire);
             let outcome = tokio::select! {
                 next = next(&mut assignments) => match next {
@@ -201,6 +214,7 @@ impl Node {
                 },
                 trained = finished(&mut self.training) => self.trained(&mut wire, trained).await?,
                 ended = wire.ended() => self.transferred(&mut wire, ended).await?,
+                () = tokio::time::sleep(LOOK_PAUSE) => Ok(()),
                 _ = stop.wait_for(|stop| *stop) => return Ok(Left::Done),
             };
             if let Err(lost) = outcome {
@@ -227,7 +241,9 @@ impl Node {
                 async move { link.submit(&run, &contribution, &blobs).await },
             );
         }
-        if self.training.is_none()
+        let hours = self.settings.policy.hours;
+        if hours.is_none_or(|hours| hours.are_open(self.outside.clock.now()))
+            && self.training.is_none()
             && !wire.downloads()
             && let Some(task) = self.queue.pop_front()
         {
@@ -292,51 +308,200 @@ impl Node {
         }
     }
 
-    /// Reviews an offered plan before any data are read, then the data against the plan.
+    /// Looks for what needs no message: the steward's decisions, and rounds that close before the hours begin.
+    async fn look(&mut self, wire: &mut Wire) -> anyhow::Result<Result<(), String>> {
+        for (file, decision) in decisions::waiting(&self.settings.state()) {
+            let outcome = match decision {
+                Ok((handed, by)) => {
+                    let decision = Decision {
+                        plan: handed.plan,
+                        approved: handed.approved,
+                        reason: handed.reason,
+                        by,
+                        at: handed.at,
+                    };
+                    self.decided(wire, &handed.run, decision).await?
+                }
+                Err(reason) => {
+                    warn!(file = %file.display(), reason, "this is no decision, and is removed");
+                    Ok(())
+                }
+            };
+            std::fs::remove_file(&file)
+                .with_context(|| format!("{} cannot be removed", file.display()))?;
+            if outcome.is_err() {
+                return Ok(outcome);
+            }
+        }
+        let Some(hours) = self.settings.policy.hours else { return Ok(Ok(())) };
+        let begin = hours.next_open(self.outside.clock.now());
+        for task in
+            self.queue.iter().filter(|task| task.closes < begin).cloned().collect::<Vec<_>>()
+        {
+            let reason = format!("the round closes before this institution's hours begin: {hours}");
+            self.queue.retain(|waiting| !waiting.is_same_work(&task));
+            let outcome = self.failed(wire, &task, reason).await?;
+            if outcome.is_err() {
+                return Ok(outcome);
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Takes the steward's decision about `run`; one about another plan than the run's does not count.
+    async fn decided(
+        &mut self,
+        wire: &mut Wire,
+        run: &RunId,
+        decision: Decision,
+    ) -> anyhow::Result<Result<(), String>> {
+        let Some(part) = self.parts.get_mut(run) else {
+            warn!(%run, "the steward decided about a run that is not open here");
+            return Ok(Ok(()));
+        };
+        if part.participant.plan() != decision.plan {
+            warn!(
+                %run, shown = %decision.plan, now = %part.participant.plan(),
+                "the run has changed since it was shown: the decision does not count"
+            );
+            return Ok(Ok(()));
+        }
+        self.store.decided(run, &decision)?;
+        info!(%run, decision = decision.words(), "the steward decided");
+        let is_open = part.participant.is_unanswered() || part.participant.declined().is_some();
+        let approved = decision.approved;
+        part.decision = Some(decision);
+        if approved && !is_open {
+            return Ok(Ok(()));
+        }
+        self.answer(wire, run).await
+    }
+
+    /// Checks an offered run against its order before any data are read and before it is recorded, and
+    /// answers it.
     async fn offered(
         &mut self,
         wire: &mut Wire,
         run: RunId,
         offer: &v1::Offer,
     ) -> anyhow::Result<Result<(), String>> {
-        if self.store.has_ended(&run)? {
-            debug!(%run, "an ended run was offered again");
-            return Ok(Ok(()));
-        }
+        let plan = match plan_of(&offer.plan_json, &offer.plan_digest) {
+            Ok(plan) => plan,
+            Err(reason) => return self.refuse(wire, &run, &reason).await,
+        };
+        let ordered = match self.check_order(&run, &plan, offer)? {
+            Ok(ordered) => ordered,
+            Err(refusal) => return self.refuse(wire, &run, &refusal.to_string()).await,
+        };
         if !self.parts.contains_key(&run) {
-            let plan = match plan_of(&offer.plan_json, &offer.plan_digest) {
-                Ok(plan) => plan,
-                Err(reason) => return self.refuse(wire, &run, &reason).await,
-            };
-            info!(%run, plan = %plan.digest(), purpose = plan.purpose, "plan offered");
-            let part = self.store.offered(&run, &plan, self.outside.clock.now())?;
+            let by = &ordered.order.order.by;
+            info!(%run, plan = %plan.digest(), by, purpose = plan.purpose, "plan offered");
+            let part = self.store.offered(&run, &plan, ordered, self.outside.clock.now())?;
             self.parts.insert(run.clone(), part);
         }
-        let plan = Arc::clone(&self.parts[&run].plan);
-        let event = match self.review(&run, &plan) {
+        let before = self.parts[&run].participant.clone();
+        // What was agreed to is not looked at anew because the coordinator asks again.
+        if before.is_unanswered() || before.declined().is_some() {
+            let outcome = self.answer(wire, &run).await?;
+            if outcome.is_err() || self.parts[&run].participant != before {
+                return Ok(outcome);
+            }
+        }
+        match before.pending() {
+            // An answer that was given before, and that the coordinator does not know, is repeated.
+            Some(effect) => self.perform(wire, &run, effect).await,
+            None => Ok(Ok(())),
+        }
+    }
+
+    /// Whether `run` is what an operator ordered, once; the outer error is of this node's own files.
+    fn check_order(
+        &self,
+        run: &RunId,
+        plan: &Plan,
+        offer: &v1::Offer,
+    ) -> anyhow::Result<Result<Ordered, OrderRefusal>> {
+        if self.store.orders().knows_another(run, plan.digest()) {
+            return Ok(Err(OrderRefusal::Replayed { run: run.clone(), what: "plan" }));
+        }
+        if let Some(Part { order: Some(order), consents, .. }) = self.parts.get(run)
+            && order.order.to_json()[..] == offer.order_json[..]
+        {
+            // The very order that was checked and recorded; what a clock says now changes nothing about it.
+            return Ok(Ok(Ordered { order: order.clone(), consents: consents.clone() }));
+        }
+        let root = self.settings.certificates().join("root.pem");
+        let root_pem = std::fs::read_to_string(&root)
+            .with_context(|| format!("{} cannot be read", root.display()))?;
+        let scales = Scales {
+            policy: &self.settings.policy,
+            federation: &self.credentials.summary.identity.federation,
+            root_pem: &root_pem,
+            now: self.outside.clock.now(),
+        };
+        let ordered = match scales.check(run, plan, offer) {
+            Ok(ordered) => ordered,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let ended = self.store.has_ended(run)?;
+        let had = self.store.orders().check(&ordered.order.order, &plan.name, ended);
+        Ok(had.map(|()| ordered))
+    }
+
+    /// Says to `run` what policy, steward and data say, if anything is to be said yet.
+    async fn answer(&mut self, wire: &mut Wire, run: &RunId) -> anyhow::Result<Result<(), String>> {
+        let part = &self.parts[run];
+        let (plan, decision) = (Arc::clone(&part.plan), part.decision.clone());
+        let answer = match decision {
+            Some(decision) if !decision.approved => {
+                Err(format!("the institution's steward refused: {}", decision.reason))
+            }
+            decision => match self.review(run, &plan) {
+                Err(reason) => Err(reason),
+                Ok(()) if decision.is_none() && self.settings.policy.approval == Approval::Ask => {
+                    info!(%run, "the run waits for the steward: `comity-client run show {run}`");
+                    return Ok(Ok(()));
+                }
+                Ok(()) => self.check_data(&plan),
+            },
+        };
+        let event = match answer {
             Ok(()) => ParticipantEvent::Accepted,
             Err(reason) => {
                 warn!(%run, reason, "plan declined");
                 ParticipantEvent::Declined { reason }
             }
         };
-        let outcome = self.step(wire, &run, event).await?;
-        if outcome.is_ok()
-            && let Some(effect) = self.parts[&run].participant.pending()
-        {
-            // An answer that was given before, and that the coordinator does not know, is repeated.
-            return self.perform(wire, &run, effect).await;
-        }
-        Ok(outcome)
+        self.step(wire, run, event).await
     }
 
-    /// Whether the institution takes part, or the reason that travels to the operator.
+    /// Whether the policy allows the plan, or the reason that travels to the operator.
     fn review(&mut self, run: &RunId, plan: &Plan) -> Result<(), String> {
-        self.settings
-            .policy
-            .review(plan, &self.id, Circumstances::default())
-            .map_err(|refusal| refusal.to_string())?;
-        self.privacy_plan(run, plan)?;
+        let review = |circumstances| {
+            let said = self.settings.policy.review(plan, &self.id, circumstances);
+            said.map_err(|refusal| refusal.to_string())
+        };
+        review(Circumstances::default())?;
+        let privacy = self.privacy_plan(run, plan)?;
+        self.check_year(run, plan, privacy.as_ref())
+    }
+
+    /// Whether the year has room for the run.
+    fn check_year(
+        &self,
+        run: &RunId,
+        plan: &Plan,
+        privacy: Option<&PrivacyPlan>,
+    ) -> Result<(), String> {
+        let now = self.outside.clock.now();
+        let epsilon_year = privacy
+            .map(|privacy| self.store.epsilon_year(run, privacy.schedule().mechanisms(), now));
+        let said = self.settings.policy.review(plan, &self.id, Circumstances { epsilon_year });
+        said.map_err(|refusal| refusal.to_string())
+    }
+
+    /// Whether the data are as the plan describes them, or the reason that travels to the operator.
+    fn check_data(&mut self, plan: &Plan) -> Result<(), String> {
         let dataset = self.records.load(&plan.data).map_err(|error| {
             // Paths and row numbers stay here.
             warn!(error = format!("{error:#}"), "the data do not fit the plan");
@@ -515,7 +680,7 @@ impl Node {
         };
         let key = ReservationKey { run: task.run.to_string(), round: task.round };
         failpoint::reach("client::before_debit");
-        let reservation = match self.store.reserve(key, charge) {
+        let reservation = match self.store.reserve(key, charge, self.outside.clock.now()) {
             Ok(reservation) => reservation,
             Err(error) => match error.downcast_ref::<PrivacyError>() {
                 Some(PrivacyError::LedgerStore { .. }) | None => {
@@ -545,6 +710,10 @@ impl Node {
         plan: &Plan,
     ) -> Result<(Charge, Option<(PrivacyPlan, Randomness)>, Arc<Dataset>), String> {
         let privacy = self.privacy_plan(&task.run, plan)?;
+        if !self.store.ledger().knows(task.run.as_str()) {
+            // Another run may have been opened since this one was reviewed.
+            self.check_year(&task.run, plan, privacy.as_ref())?;
+        }
         let dataset = self.records.load(&plan.data).map_err(|error| {
             warn!(error = format!("{error:#}"), "the data cannot be read");
             "this institution's data cannot be read".to_owned()

@@ -8,15 +8,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
 use comity_certs::Clock;
-use comity_federation::{Contribution, Participant, ParticipantEvent, Plan, RunId, Time, Update};
+use comity_federation::{
+    Contribution, Participant, ParticipantEvent, Plan, RunId, SignedConsent, SignedOrder, Time,
+    Update,
+};
 use comity_journal::{BlobStore, DirLock, Index, IndexState, Journal, JournalError, failpoint};
 use comity_privacy::{
-    Charge, Ledger, LedgerEntry, LedgerStore, Limit, Reservation, ReservationKey,
+    Charge, Ledger, LedgerEntry, LedgerStore, Limit, Mechanism, Reservation, ReservationKey,
 };
 use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
+use crate::consent::{Ordered, SeenOrders};
+use crate::decisions::Decision;
 use crate::egress::{BytesOfRounds, Departure, Egress, Kind};
+use crate::year;
 
 /// Tree of [`EndedRun`]s.
 const ENDED: &str = "ended";
@@ -26,11 +32,27 @@ const ENDED: &str = "ended";
 #[serde(tag = "entry", rename_all = "snake_case")]
 pub(crate) enum Entry {
     /// The coordinator offered a plan.
-    Offered { run: RunId, plan: Box<Plan>, now: Time },
+    Offered {
+        run: RunId,
+        plan: Box<Plan>,
+        now: Time,
+        /// The operator's order, as it was checked; an earlier version asked for none.
+        #[serde(default)]
+        order: Option<Box<SignedOrder>>,
+        #[serde(default)]
+        consents: Vec<SignedConsent>,
+    },
+    /// The steward decided about a run.
+    Decided { run: RunId, decision: Decision },
     /// This node's part in a run took an event.
     Stepped { run: RunId, event: ParticipantEvent },
     /// The ledger was debited.
-    Ledger { ledger: LedgerEntry },
+    Ledger {
+        ledger: LedgerEntry,
+        /// When; an earlier version did not say.
+        #[serde(default)]
+        now: Option<Time>,
+    },
     /// An update was released: the ledger's commit and the event, in one record, because a crash
     /// between the two would leave an update that may neither leave nor be trained again.
     Released { ledger: LedgerEntry, run: RunId, event: ParticipantEvent },
@@ -49,6 +71,30 @@ struct EndedRun {
 pub(crate) struct Part {
     pub(crate) participant: Participant,
     pub(crate) plan: Arc<Plan>,
+    /// When it was offered.
+    pub(crate) offered: Time,
+    /// What it was ordered by.
+    pub(crate) order: Option<SignedOrder>,
+    /// Who consented, as the operator handed it in.
+    pub(crate) consents: Vec<SignedConsent>,
+    /// What the steward has decided.
+    pub(crate) decision: Option<Decision>,
+}
+
+impl Part {
+    fn new(run: RunId, plan: Plan, offered: Time, ordered: Option<Ordered>) -> Self {
+        let participant = Participant::new(run, plan.digest());
+        let (order, consents) = match ordered {
+            Some(Ordered { order, consents }) => (Some(order), consents),
+            None => (None, Vec::new()),
+        };
+        Self { participant, plan: Arc::new(plan), offered, order, consents, decision: None }
+    }
+
+    /// The operator who ordered it.
+    pub(crate) fn ordered_by(&self) -> &str {
+        self.order.as_ref().map_or("-", |signed| &signed.order.by)
+    }
 }
 
 /// A released update, of which the blob may be stored.
@@ -74,6 +120,12 @@ pub(crate) struct Folded {
     pub(crate) updates: Vec<Stored>,
     /// What left in each round of the runs that are not over.
     left: BytesOfRounds,
+    /// Every order that was taken.
+    pub(crate) orders: SeenOrders,
+    /// When each run was opened in the ledger.
+    pub(crate) opened: BTreeMap<String, Time>,
+    /// How often the steward decided about each run.
+    decisions: BTreeMap<RunId, usize>,
     /// Runs that the ledger knows.
     debited: BTreeSet<String>,
 }
@@ -82,15 +134,28 @@ impl Folded {
     /// Takes one record.
     pub(crate) fn fold(&mut self, record: comity_journal::Record) -> Result<(), JournalError> {
         match record.json::<Entry>()? {
-            Entry::Offered { run, plan, .. } => {
-                let participant = Participant::new(run.clone(), plan.digest());
-                self.parts.insert(run, Part { participant, plan: Arc::new(*plan) });
+            Entry::Offered { run, plan, now, order, consents } => {
+                self.orders.note(&run, &plan, order.as_deref().map(|signed| &signed.order));
+                self.opened.entry(run.to_string()).or_insert(now);
+                let ordered = order.map(|order| Ordered { order: *order, consents });
+                self.parts.insert(run.clone(), Part::new(run, *plan, now, ordered));
+                Ok(())
+            }
+            Entry::Decided { run, decision } => {
+                let part = self.parts.get_mut(&run);
+                let part =
+                    part.ok_or_else(|| record.refuse(format!("run {run} was never offered")))?;
+                part.decision = Some(decision);
+                *self.decisions.entry(run).or_default() += 1;
                 Ok(())
             }
             Entry::Stepped { run, event } => self.step(&record, &run, event),
-            Entry::Ledger { ledger } => {
+            Entry::Ledger { ledger, now } => {
                 if let LedgerEntry::Opened { run, .. } = &ledger {
                     self.debited.insert(run.clone());
+                    if let Some(now) = now {
+                        self.opened.insert(run.clone(), now);
+                    }
                 }
                 self.ledger.push(ledger);
                 Ok(())
@@ -112,6 +177,11 @@ impl Folded {
                 Ok(())
             }
         }
+    }
+
+    /// How often the steward decided about `run`.
+    pub(crate) fn n_decisions(&self, run: &RunId) -> usize {
+        self.decisions.get(run).copied().unwrap_or_default()
     }
 
     fn step(
@@ -193,6 +263,8 @@ pub(crate) struct Store {
     updates_bytes_max: u64,
     /// What left in each round of the open runs, when the store was opened.
     left: BytesOfRounds,
+    orders: SeenOrders,
+    opened: BTreeMap<String, Time>,
     _lock: DirLock,
 }
 
@@ -211,7 +283,7 @@ impl Store {
         if journal.recovered_bytes() > 0 {
             warn!(bytes = journal.recovered_bytes(), "unfinished journal record removed");
         }
-        let Folded { mut parts, ledger, updates, left, .. } = folded;
+        let Folded { mut parts, ledger, updates, left, orders, opened, .. } = folded;
         let ledger = Ledger::replay(limit, ledger)?;
         let blobs = Arc::new(BlobStore::open(dir.join("blobs"))?);
         let (index, state) = Index::open(dir.join("index"), journal.head())?;
@@ -228,8 +300,17 @@ impl Store {
         }
         parts.retain(|_, part| part.participant.ended().is_none());
         let books = Books(Arc::new(Mutex::new(books)));
-        let mut store =
-            Self { books, blobs, ledger, updates, updates_bytes_max, left, _lock: lock };
+        let mut store = Self {
+            books,
+            blobs,
+            ledger,
+            updates,
+            updates_bytes_max,
+            orders,
+            opened,
+            left,
+            _lock: lock,
+        };
         store.sweep(&parts);
         Ok((store, parts))
     }
@@ -263,13 +344,39 @@ impl Store {
         failpoint::reach("client::after_sweep");
     }
 
-    /// Notes an offered plan.
-    pub(crate) fn offered(&mut self, run: &RunId, plan: &Plan, now: Time) -> anyhow::Result<Part> {
-        let plan = plan.clone();
-        let entry = Entry::Offered { run: run.clone(), plan: Box::new(plan.clone()), now };
-        self.books.append(&entry)?;
-        let participant = Participant::new(run.clone(), plan.digest());
-        Ok(Part { participant, plan: Arc::new(plan) })
+    /// Notes an offered plan whose order is in order.
+    pub(crate) fn offered(
+        &mut self,
+        run: &RunId,
+        plan: &Plan,
+        ordered: Ordered,
+        now: Time,
+    ) -> anyhow::Result<Part> {
+        self.books.append(&Entry::Offered {
+            run: run.clone(),
+            plan: Box::new(plan.clone()),
+            now,
+            order: Some(Box::new(ordered.order.clone())),
+            consents: ordered.consents.clone(),
+        })?;
+        self.orders.note(run, plan, Some(&ordered.order.order));
+        Ok(Part::new(run.clone(), plan.clone(), now, Some(ordered)))
+    }
+
+    /// The orders that were taken before.
+    pub(crate) fn orders(&self) -> &SeenOrders {
+        &self.orders
+    }
+
+    /// Notes what the steward decided about `run`, which is open.
+    pub(crate) fn decided(&mut self, run: &RunId, decision: &Decision) -> anyhow::Result<()> {
+        let decision = decision.clone();
+        self.books.append(&Entry::Decided { run: run.clone(), decision })
+    }
+
+    /// ε of the last year's runs and of `run` with `schedule` together.
+    pub(crate) fn epsilon_year(&self, run: &RunId, schedule: &[Mechanism], now: Time) -> f64 {
+        year::epsilon(&self.ledger, &self.opened, now, Some(run.as_str()), schedule)
     }
 
     /// Makes a step of `part` durable, after the fact that it was accepted.
@@ -293,10 +400,14 @@ impl Store {
         &mut self,
         key: ReservationKey,
         charge: Charge,
+        now: Time,
     ) -> anyhow::Result<Reservation> {
+        if !self.ledger.knows(&key.run) {
+            self.opened.insert(key.run.clone(), now);
+        }
         let mut books = self.books.open();
-        let mut lines =
-            Lines { journal: &mut books.journal, wrap: |ledger| Entry::Ledger { ledger } };
+        let wrap = |ledger| Entry::Ledger { ledger, now: Some(now) };
+        let mut lines = Lines { journal: &mut books.journal, wrap };
         let is_private = !charge.is_exempt();
         let reservation = self.ledger.reserve(&mut lines, key, charge)?;
         books.mark()?;
@@ -370,7 +481,7 @@ impl<W: Fn(LedgerEntry) -> Entry> LedgerStore for Lines<'_, W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use comity_privacy::{Budget, Mechanism};
+    use comity_privacy::Budget;
 
     fn limit() -> Limit {
         Limit { budget: Some(Budget::new(8.0, 1e-5).unwrap()), exempt_allowed: false }
@@ -390,7 +501,7 @@ mod tests {
                 Some([round as u8; 32]),
             );
             let key = ReservationKey { run: format!("run-{round}"), round };
-            let _paid = store.reserve(key, charge).unwrap();
+            let _paid = store.reserve(key, charge, Time(0)).unwrap();
             let _ = std::fs::remove_dir_all(&copy);
             std::fs::create_dir_all(copy.join("index")).unwrap();
             for name in ["db", "conf"] {

@@ -12,8 +12,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use comity_certs::Clock;
 use comity_federation::{
-    Admission, Aggregation, ClientId, Command, Contribution, Effect, Event, ModelDigest, Outcome,
-    Plan, PlanDigest, PlanError, Rejection, Run, RunId, RunReport, Task, Time, UpdateDigest,
+    Admission, Aggregation, ClientId, Command, Contribution, Effect, Event, ModelDigest,
+    OrderRefusal, Outcome, Plan, PlanDigest, PlanError, Rejection, Run, RunId, RunReport, Task,
+    Time, UpdateDigest,
 };
 use comity_journal::{BlobStore, failpoint};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,7 +23,7 @@ use tracing::{error, info, warn};
 
 use crate::aggregate;
 use crate::presence::Presence;
-use crate::store::{Entry, Store};
+use crate::store::{Entry, Launch, Store};
 
 /// Requests that wait for the driver; a service waits in turn when it is full.
 const REQUESTS_MAX: usize = 256;
@@ -38,6 +39,8 @@ pub(crate) enum DriverError {
     Rejected(#[from] Rejection),
     #[error(transparent)]
     Plan(#[from] PlanError),
+    #[error(transparent)]
+    Order(#[from] OrderRefusal),
     #[error("there is no run {0}; `run list` shows those there are")]
     UnknownRun(RunId),
     #[error("the coordinator cannot store anything: {0}; see its log")]
@@ -52,7 +55,14 @@ pub(crate) enum DriverError {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Assignment {
     /// The plan, which the client has not answered yet.
-    Offer { run: RunId, plan: Arc<Plan>, digest: PlanDigest, closes: Option<Time> },
+    Offer {
+        run: RunId,
+        plan: Arc<Plan>,
+        digest: PlanDigest,
+        closes: Option<Time>,
+        /// What the run was launched by; a run of an earlier version has none.
+        launch: Option<Arc<Launch>>,
+    },
     /// A round that waits for the client.
     Train(Task),
     /// The run is over.
@@ -70,8 +80,8 @@ pub(crate) struct Admitted {
 type Reply<T> = oneshot::Sender<Result<T, DriverError>>;
 
 enum Request {
-    Launch { plan: Box<Plan>, by: String, reply: Reply<(RunId, PlanDigest)> },
-    Step { run: RunId, event: Event, reply: Reply<bool> },
+    Launch { plan: Box<Plan>, launch: Box<Launch>, reply: Reply<(RunId, PlanDigest)> },
+    Step { run: RunId, event: Event, by: Option<String>, reply: Reply<bool> },
     Admit { run: RunId, client: ClientId, contribution: Contribution, reply: Reply<Admitted> },
     Assignments { client: ClientId, open: Vec<RunId>, reply: Reply<Vec<Assignment>> },
     Plan { run: RunId, reply: Reply<Plan> },
@@ -97,18 +107,30 @@ impl DriverHandle {
         answer.await.map_err(|_| DriverError::Stopping)?
     }
 
-    /// Launches a run of `plan` in the name of the operator `by`.
+    /// Launches a run of `plan` by the order in `launch`, which was checked.
     pub(crate) async fn launch(
         &self,
         plan: Plan,
-        by: String,
+        launch: Launch,
     ) -> Result<(RunId, PlanDigest), DriverError> {
-        self.ask(|reply| Request::Launch { plan: Box::new(plan), by, reply }).await
+        let (plan, launch) = (Box::new(plan), Box::new(launch));
+        self.ask(|reply| Request::Launch { plan, launch, reply }).await
     }
 
     /// Gives `event` to `run`; returns whether anything changed.
     pub(crate) async fn step(&self, run: RunId, event: Event) -> Result<bool, DriverError> {
-        self.ask(|reply| Request::Step { run, event, reply }).await
+        self.ask(|reply| Request::Step { run, event, by: None, reply }).await
+    }
+
+    /// Gives `command` of the operator `by` to `run`; returns whether anything changed.
+    pub(crate) async fn order(
+        &self,
+        run: RunId,
+        command: Command,
+        by: String,
+    ) -> Result<bool, DriverError> {
+        let event = Event::Ordered { command };
+        self.ask(|reply| Request::Step { run, event, by: Some(by), reply }).await
     }
 
     /// Whether an update would be accepted, before its bytes are taken.
@@ -172,7 +194,6 @@ type Folded = (ModelDigest, Option<Vec<i64>>);
 
 /// The driver; [`Driver::run`] is its task.
 pub(crate) struct Driver {
-    federation: String,
     /// The time of the runs when the driver was made, and when that was: from then on it passes as
     /// durations do, so that a clock that is set back or forward neither stretches nor cuts a round.
     opened: (Time, Instant),
@@ -190,7 +211,6 @@ pub(crate) struct Driver {
 impl Driver {
     /// A driver over what the store replayed, and a handle to it.
     pub(crate) fn new(
-        federation: String,
         clock: &Clock,
         store: Store,
         runs: BTreeMap<RunId, Run>,
@@ -208,17 +228,7 @@ impl Driver {
         // A clock that was set back while the coordinator was gone must not repeat a past.
         let opened = (clock.now().max(store.last()), Instant::now());
         let fold_again = BTreeMap::new();
-        let driver = Self {
-            federation,
-            opened,
-            store,
-            runs,
-            requests,
-            to_self,
-            changes,
-            presence,
-            fold_again,
-        };
+        let driver = Self { opened, store, runs, requests, to_self, changes, presence, fold_again };
         (driver, handle)
     }
 
@@ -293,17 +303,17 @@ impl Driver {
     fn serve(&mut self, request: Request) -> anyhow::Result<()> {
         // A reply that nobody waits for any more is dropped on purpose.
         match request {
-            Request::Launch { plan, by, reply } => {
-                let _ = reply.send(self.launch(*plan, by)?);
+            Request::Launch { plan, launch, reply } => {
+                let _ = reply.send(self.launch(*plan, *launch)?);
             }
-            Request::Step { run, event, reply } => {
+            Request::Step { run, event, by, reply } => {
                 let submitted = match &event {
                     Event::Submitted { client, contribution } => {
                         Some((client.clone(), contribution.round, contribution.update))
                     }
                     _ => None,
                 };
-                let answer = self.step(&run, event)?;
+                let answer = self.step_by(&run, event, by)?;
                 if let Some((client, round, update)) = submitted {
                     if let Err(DriverError::Rejected(refusal)) = &answer {
                         self.note_copy(&run, client, round, refusal)?;
@@ -345,8 +355,12 @@ impl Driver {
     fn launch(
         &mut self,
         plan: Plan,
-        by: String,
+        launch: Launch,
     ) -> anyhow::Result<Result<(RunId, PlanDigest), DriverError>> {
+        let (id, by) = (launch.order.order.run.clone(), launch.order.order.by.clone());
+        if !matches!(self.report(&id), Err(DriverError::UnknownRun(_))) {
+            return Ok(Err(OrderRefusal::AlreadyLaunched { run: id }.into()));
+        }
         // The same calibration that every client will do: an impossible target stops here.
         if let Err(refusal) = plan.check_deployable().and_then(|()| plan.privacy_plans().map(drop))
         {
@@ -360,7 +374,6 @@ impl Driver {
         let start = aggregate::first_model(&self.store.blobs(), &manifest, plan.seed)
             .context("the first model cannot be stored")?;
         let digest = plan.digest();
-        let id = RunId::derive(&plan.name, &digest, &self.federation, now);
         failpoint::reach("coordinator::before_launch");
         self.store.append(&Entry::Launched {
             run: id.clone(),
@@ -368,7 +381,10 @@ impl Driver {
             start,
             now,
             by: by.clone(),
+            order: Some(Box::new(launch.order.clone())),
+            consents: launch.consents.clone(),
         })?;
+        self.store.launched(&id, launch);
         failpoint::reach("coordinator::after_launch");
         let run = Run::new(id.clone(), plan, start, now);
         self.store.index_launched(&run)?;
@@ -380,6 +396,16 @@ impl Driver {
 
     /// Steps `id` with `event`; the outer error is fatal, the inner one is the partner's.
     fn step(&mut self, id: &RunId, event: Event) -> anyhow::Result<Result<bool, DriverError>> {
+        self.step_by(id, event, None)
+    }
+
+    /// [`step`](Self::step), by order of an operator.
+    fn step_by(
+        &mut self,
+        id: &RunId,
+        event: Event,
+        by: Option<String>,
+    ) -> anyhow::Result<Result<bool, DriverError>> {
         let now = self.now();
         let Some(run) = self.runs.get_mut(id) else {
             return Ok(Err(match self.report(id) {
@@ -410,7 +436,7 @@ impl Driver {
         let mut effects = effects.into_iter();
         assert_eq!(effects.next(), Some(Effect::Record), "Record comes first");
         failpoint::reach("coordinator::before_record");
-        self.store.append(&Entry::Stepped { run: id.clone(), now, event })?;
+        self.store.append(&Entry::Stepped { run: id.clone(), now, event, by })?;
         failpoint::reach("coordinator::after_record");
         let run = &self.runs[id];
         self.store.index(run)?;
@@ -508,10 +534,16 @@ impl Driver {
                     plan: Arc::new(run.plan().clone()),
                     digest: run.plan_digest(),
                     closes: run.deadline(),
+                    launch: self.store.launch(run.id()),
                 });
             }
             assignments.extend(run.task(client).map(Assignment::Train));
         }
+        // In the order in which they were given: a client takes no order that is older than one it has seen.
+        assignments.sort_by_key(|assignment| match assignment {
+            Assignment::Offer { launch: Some(launch), .. } => launch.order.order.issued,
+            _ => Time::default(),
+        });
         for run in open.iter().filter(|run| !self.runs.contains_key(run)) {
             match self.report(run) {
                 Ok(report) if report.clients.iter().any(|c| c.client == *client) => {
@@ -630,8 +662,8 @@ fn log(run: &RunId, event: &Event) {
         Event::Ordered { command: Command::Exclude { client, reason } } => {
             warn!(%run, %client, reason, "client excluded");
         }
-        Event::Ordered { command: Command::Readmit { client } } => {
-            info!(%run, %client, "client readmitted");
+        Event::Ordered { command: Command::Readmit { client, reason } } => {
+            info!(%run, %client, reason, "client readmitted");
         }
         Event::Tick => info!(%run, "deadline passed"),
     }

@@ -12,6 +12,7 @@ mod aggregate;
 pub mod commands;
 mod config;
 mod driver;
+mod orders;
 mod presence;
 mod retention;
 mod server;
@@ -19,4 +20,5 @@ mod service;
 mod store;
 
 pub use config::Home;
+pub use orders::start_request;
 pub use server::Coordinator;

@@ -87,6 +87,8 @@ enum JournalCommand {
 
 #[derive(Subcommand)]
 enum CertsCommand {
+    /// Print the name and the key's fingerprint of this folder's operator, which institutions pin in policy.toml.
+    Fingerprint,
     /// Make a key and a certificate for a client, such as KR/seoul-lab.
     Issue {
         /// COUNTRY/institution.
@@ -106,6 +108,10 @@ enum RunCommand {
     Start {
         /// The plan, TOML.
         plan: PathBuf,
+        /// An institution's consent to the plan, as its `comity-client plan sign` wrote it; may be given several
+        /// times.
+        #[arg(long, value_name = "FILE")]
+        consent: Vec<PathBuf>,
         /// Stay and watch it, as `run watch` does.
         #[arg(long)]
         watch: bool,
@@ -159,6 +165,9 @@ enum RunCommand {
         run: RunId,
         /// COUNTRY/institution.
         client: ClientId,
+        /// Why; it stands in the record.
+        #[arg(long)]
+        reason: String,
     },
 }
 
@@ -197,12 +206,13 @@ fn main() -> ExitCode {
             commands::init::init(&home, federation, listen, names)
         }
         Command::Serve => commands::serve::serve(&home),
+        Command::Certs(CertsCommand::Fingerprint) => commands::certs::fingerprint(&home),
         Command::Certs(CertsCommand::Issue { client, out, days }) => {
             commands::certs::issue(&home, client, &out, days)
         }
         Command::Run(command) => match command {
-            RunCommand::Start { plan, watch, json } => {
-                commands::run::start(&home, &plan, watch, json)
+            RunCommand::Start { plan, consent, watch, json } => {
+                commands::run::start(&home, &plan, &consent, watch, json)
             }
             RunCommand::List { json } => commands::run::list(&home, json),
             RunCommand::Show { run, json } => commands::run::show(&home, &run, json),
@@ -211,7 +221,9 @@ fn main() -> ExitCode {
             RunCommand::Exclude { run, client, reason } => {
                 commands::run::exclude(&home, &run, &client, reason)
             }
-            RunCommand::Readmit { run, client } => commands::run::readmit(&home, &run, &client),
+            RunCommand::Readmit { run, client, reason } => {
+                commands::run::readmit(&home, &run, &client, reason)
+            }
         },
         Command::Model(ModelCommand::Export { run, round, out, json }) => {
             commands::model::export(&home, &run, round, &out, json)

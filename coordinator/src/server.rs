@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use tracing::{error, warn};
 
 use crate::config::{Config, Home};
 use crate::driver::Driver;
+use crate::orders::Orders;
 use crate::service::{Authenticate, ControlService, FederationService};
 use crate::store::Store;
 
@@ -31,6 +33,8 @@ const GRACE: Duration = Duration::from_secs(3);
 pub struct Coordinator {
     config: Config,
     clock: Clock,
+    /// The file of the roots.
+    root: PathBuf,
     tls: Arc<rustls::ServerConfig>,
     store: Store,
     runs: BTreeMap<RunId, Run>,
@@ -78,7 +82,8 @@ impl Coordinator {
                 "{what}; the run waits until the file is back from a backup or `run abort` ends it"
             );
         }
-        Ok(Self { config, clock, tls, store, runs, lock, damage })
+        let root = home.certs().join("root.pem");
+        Ok(Self { config, clock, root, tls, store, runs, lock, damage })
     }
 
     /// Which open runs cannot go on because the disk no longer holds the model that was written, each
@@ -118,8 +123,9 @@ impl Coordinator {
         listener: L,
         mut stop: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
-        let Self { config, clock, tls, store, runs, lock, damage: _ } = self;
-        let (driver, handle) = Driver::new(config.federation.clone(), &clock, store, runs);
+        let Self { config, clock, root, tls, store, runs, lock, damage: _ } = self;
+        let (driver, handle) = Driver::new(&clock, store, runs);
+        let orders = Orders { federation: config.federation.clone(), root, clock: clock.clone() };
         let (all_stop, stopped) = watch::channel(false);
         let mut driver = tokio::spawn(driver.run(stopped.clone()));
         let authenticate = Authenticate { federation: config.federation.clone() };
@@ -129,7 +135,7 @@ impl Coordinator {
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX)
             // To whoever says that it takes it; nothing compressed is taken from anybody.
             .send_compressed(CompressionEncoding::Zstd);
-        let control = ControlServer::new(ControlService { driver: handle })
+        let control = ControlServer::new(ControlService { driver: handle, orders })
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX);
         // A certificate without a name is refused call by call, with the reason.
         let who = |certificate: &[u8]| {

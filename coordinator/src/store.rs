@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use comity_federation::{Event, ModelDigest, Plan, RoundReport, Run, RunId, RunReport, Time};
+use comity_federation::{
+    Event, ModelDigest, Plan, RoundReport, Run, RunId, RunReport, SignedConsent, SignedOrder, Time,
+};
 use comity_journal::{BlobStore, Index, IndexState, Journal, failpoint};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -41,9 +43,34 @@ enum Stored {
 #[serde(tag = "entry", rename_all = "snake_case")]
 pub(crate) enum Entry {
     /// An operator launched a run.
-    Launched { run: RunId, plan: Box<Plan>, start: ModelDigest, now: Time, by: String },
+    Launched {
+        run: RunId,
+        plan: Box<Plan>,
+        start: ModelDigest,
+        now: Time,
+        by: String,
+        /// The operator's order, as it was checked; an earlier version had none.
+        #[serde(default)]
+        order: Option<Box<SignedOrder>>,
+        #[serde(default)]
+        consents: Vec<SignedConsent>,
+    },
     /// A run took an event.
-    Stepped { run: RunId, now: Time, event: Event },
+    Stepped {
+        run: RunId,
+        now: Time,
+        event: Event,
+        /// The operator who ordered it, where one did.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
+    },
+}
+
+/// What a run was launched by, which every client checks.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Launch {
+    pub(crate) order: SignedOrder,
+    pub(crate) consents: Vec<SignedConsent>,
 }
 
 /// The coordinator's durable state; one process at a time.
@@ -53,6 +80,8 @@ pub(crate) struct Store {
     index: Index,
     last: Time,
     kept: StorageConfig,
+    /// What the open runs were launched by.
+    launches: BTreeMap<RunId, Arc<Launch>>,
     /// What the runs that have ended still need.
     of_ended: Blobs,
     /// What each open run needed when it was looked at last.
@@ -67,13 +96,18 @@ impl Store {
     ) -> anyhow::Result<(Self, BTreeMap<RunId, Run>)> {
         let mut runs = BTreeMap::new();
         let mut last = Time::default();
+        let mut launches = BTreeMap::new();
         let journal = Journal::open_with(home.journal(), |record| {
             match record.json::<Entry>()? {
-                Entry::Launched { run, plan, start, now, .. } => {
+                Entry::Launched { run, plan, start, now, order, consents, .. } => {
                     last = last.max(now);
+                    if let Some(order) = order {
+                        let launch = Launch { order: *order, consents };
+                        launches.insert(run.clone(), Arc::new(launch));
+                    }
                     runs.insert(run.clone(), Run::new(run, *plan, start, now));
                 }
-                Entry::Stepped { run, now, event } => {
+                Entry::Stepped { run, now, event, .. } => {
                     last = last.max(now);
                     let machine = runs
                         .get_mut(&run)
@@ -92,7 +126,7 @@ impl Store {
             warn!(reason = aside.reason, moved_to = %aside.path.display(), "index set aside");
         }
         let (of_ended, of_open) = (Blobs::new(), BTreeMap::new());
-        let mut store = Self { journal, blobs, index, last, kept, of_ended, of_open };
+        let mut store = Self { journal, blobs, index, last, kept, launches, of_ended, of_open };
         if state == IndexState::Fresh {
             for run in runs.values() {
                 store.put_plan(run)?;
@@ -105,6 +139,7 @@ impl Store {
             needed(run, &store.kept, &mut store.of_ended);
         }
         runs.retain(|_, run| run.outcome().is_none());
+        store.launches.retain(|run, _| runs.contains_key(run));
         for run in runs.values() {
             needed(run, &store.kept, store.of_open.entry(run.id().clone()).or_default());
         }
@@ -150,6 +185,7 @@ impl Store {
         let mut used = used_lately(run);
         used.extend(self.of_open.remove(run.id()).unwrap_or_default());
         if run.outcome().is_some() {
+            self.launches.remove(run.id());
             needed(run, &self.kept, &mut self.of_ended);
             self.discard_uploads(|staged| staged == run.id().as_str());
         } else {
@@ -202,6 +238,16 @@ impl Store {
             }
         }
         damage
+    }
+
+    /// What the open run `run` was launched by.
+    pub(crate) fn launch(&self, run: &RunId) -> Option<Arc<Launch>> {
+        self.launches.get(run).cloned()
+    }
+
+    /// Keeps what a run was launched by, after its record is durable.
+    pub(crate) fn launched(&mut self, run: &RunId, launch: Launch) {
+        self.launches.insert(run.clone(), Arc::new(launch));
     }
 
     /// The latest time that the journal held when it was opened.

@@ -1,12 +1,17 @@
 //! The client's machine: one institution's part in one run.
 //!
 //! ```text
-//!  Offered ──reviewed──► Waiting ──Assigned──► Training ──Trained──► Submitting
-//!     │ declined            ▲                     │ failed              │
-//!     ▼                     ├─────────────────────┘ (withdraws)         │
-//!  Declined                 └───────────── Acknowledged ────────────────┘
+//!  Offered ──Accepted──► Waiting ──Assigned──► Training ──Trained──► Submitting
+//!     │ Declined          ▲ │ ▲                   │ Failed              │
+//!     ▼          Accepted │ │ ├───────────────────┘ (withdraws)         │
+//!  Declined ──────────────┘ │ └──────────────── Settled ────────────────┘
+//!     ▲                     │ Declined, also while it trains or submits
+//!     └─────────────────────┘
 //!  any ──RunEnded──► Ended
 //! ```
+//!
+//! Who agreed can still decline: the steward refuses the run. What is being trained is then not released,
+//! and what was released and not accepted yet is not sent.
 //!
 //! A task that is assigned again after a lost connection or a restart is not trained again once
 //! its update exists: the same update is submitted again.  A task older than the last one served
@@ -44,9 +49,9 @@ impl Task {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum ParticipantEvent {
-    /// The institution's policy allows the plan.
+    /// The institution's policy allows the plan, and its steward approves where that is asked.
     Accepted,
-    /// The institution's policy does not allow the plan.
+    /// The institution's policy does not allow the plan, or its steward refuses it.
     Declined {
         /// Why.
         reason: String,
@@ -176,13 +181,10 @@ impl Participant {
             },
             ParticipantEvent::Declined { reason } => match &self.state {
                 State::Declined { reason: known } if *known == reason => Ok(Vec::new()),
-                State::Offered | State::Declined { .. } => {
+                _ => {
                     self.state = State::Declined { reason: reason.clone() };
                     Ok(vec![Do::Record, Do::Decline { reason }])
                 }
-                _ => Err(Rejection::OutOfPlace(
-                    "the plan was agreed to; withdraw from a round instead",
-                )),
             },
             ParticipantEvent::Assigned { task } => self.assigned(task),
             ParticipantEvent::Trained { contribution } => match &self.state {
@@ -303,6 +305,21 @@ impl Participant {
         self.plan
     }
 
+    /// Why the plan was declined, if it is.
+    #[must_use]
+    pub fn declined(&self) -> Option<&str> {
+        match &self.state {
+            State::Declined { reason } => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// Whether the plan has not been answered yet.
+    #[must_use]
+    pub fn is_unanswered(&self) -> bool {
+        self.state == State::Offered
+    }
+
     /// How the run ended, if it did.
     #[must_use]
     pub fn ended(&self) -> Option<&str> {
@@ -421,6 +438,27 @@ mod tests {
         assert_eq!(again, [Do::Withdraw { round: 1, reason: "budget".into() }]);
         let next = participant.step(On::Assigned { task: task(2) }).unwrap();
         assert_eq!(next[1], Do::Train(task(2)));
+    }
+
+    #[test]
+    fn a_steward_refuses_at_any_time_and_nothing_leaves_any_more() {
+        let no = || On::Declined { reason: "no".into() };
+        let mut training = waiting();
+        training.step(On::Assigned { task: task(1) }).unwrap();
+        for mut participant in [waiting(), training, submitted(1)] {
+            let effects = participant.step(no()).unwrap();
+            assert_eq!(effects, [Do::Record, Do::Decline { reason: "no".into() }]);
+            assert_eq!(participant.standing(), "declined");
+            assert!(!participant.has_to_train(&task(1)));
+            assert!(!participant.has_to_send(&contribution(1)));
+            assert!(participant.step(On::Trained { contribution: contribution(1) }).is_err());
+            assert!(participant.step(On::Assigned { task: task(2) }).is_err());
+            assert_eq!(participant.step(no()), Ok(Vec::new()));
+            assert_eq!(participant.pending(), Some(Do::Decline { reason: "no".into() }));
+            // Thinking better of it.
+            let effects = participant.step(On::Accepted).unwrap();
+            assert_eq!(effects, [Do::Record, Do::CheckIn { plan: PLAN }]);
+        }
     }
 
     #[test]

@@ -18,7 +18,8 @@
 //! cohort in secret and answers with [`Event::Drawn`]; then any number of contributions is a quorum,
 //! none included, because their number must not tell who was drawn.
 //!
-//! * **Gathering** publishes the plan; a client checks in or declines.
+//! * **Gathering** publishes the plan; a client checks in or declines. One that agreed may still decline later:
+//!   it is then asked for nothing more, and what it contributed stays.
 //! * **Training** has a cohort, each member of which contributes, withdraws, or is late.
 //! * **Aggregating** waits for the driver to fold the contributions into the next model.
 //!
@@ -142,6 +143,9 @@ pub enum Command {
     Readmit {
         /// Whom.
         client: ClientId,
+        /// Why.
+        #[serde(default)]
+        reason: String,
     },
 }
 
@@ -359,7 +363,7 @@ impl Run {
                 Ok(self.end(Outcome::Aborted(cut(reason)), now))
             }
             Command::Exclude { client, reason } => self.exclude(client, cut(reason), now),
-            Command::Readmit { client } => {
+            Command::Readmit { client, .. } => {
                 self.named(&client)?;
                 let was = self.excluded.remove(&client);
                 Ok(was.map(|_| Effect::Record).into_iter().collect())
@@ -427,6 +431,8 @@ impl Run {
         self.present.remove(&client);
         self.declined.insert(client.clone(), reason.clone());
         let is_asked = self.is_asked(&client);
+        // Nothing more is asked of it, not even what it was asked before.
+        self.asked.remove(&client);
         if let Phase::Training { answers, .. } = &mut self.phase
             && is_asked
         {

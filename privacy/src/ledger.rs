@@ -320,7 +320,17 @@ impl Ledger {
     /// What the budget would say to one more run with this schedule: its cost together with what
     /// counts already, at the budget's δ (1e-6 without a budget). Nothing is debited.
     pub fn forecast(&self, schedule: &[Mechanism]) -> EpsilonReport {
-        self.book.counted(None, schedule, self.limit)
+        self.forecast_among(|_| true, schedule)
+    }
+
+    /// As [`forecast`](Self::forecast), of those runs alone for which `is_counted` says so, such as a
+    /// year's.
+    pub fn forecast_among(
+        &self,
+        is_counted: impl Fn(&str) -> bool,
+        schedule: &[Mechanism],
+    ) -> EpsilonReport {
+        self.book.counted(is_counted, schedule, self.limit)
     }
 
     /// Makes a release final. Nothing may leave before this returns `Ok`.
@@ -391,6 +401,11 @@ impl Ledger {
         })
     }
 
+    /// Whether a round of `run` was ever debited.
+    pub fn knows(&self, run: &str) -> bool {
+        self.book.run(run).is_some()
+    }
+
     /// Attempts at rounds, each of which had keys of its own.
     pub fn n_keys(&self) -> u64 {
         self.book.n_keys()
@@ -422,13 +437,14 @@ impl Ledger {
                 Err(PrivacyError::NoBudget { key: key.clone() })
             };
         };
-        let asked = self.book.counted(Some(&key.run), schedule, self.limit).epsilon;
+        let others = |run: &str| run != key.run;
+        let asked = self.book.counted(others, schedule, self.limit).epsilon;
         let (largest, delta) = (budget.epsilon.get(), budget.delta.get());
         // Not `asked > largest`: a NaN is refused too.
         if asked <= largest {
             return Ok(());
         }
-        let spent = self.book.counted(Some(&key.run), &[], self.limit).epsilon;
+        let spent = self.book.counted(others, &[], self.limit).epsilon;
         Err(PrivacyError::BudgetExceeded { key: key.clone(), spent, asked, budget: largest, delta })
     }
 

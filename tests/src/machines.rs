@@ -420,7 +420,8 @@ impl World {
             }
             Operation::Readmit(k) => {
                 let client = self.clients[(k % n) as usize].id.clone();
-                let _ = self.step(Event::Ordered { command: Command::Readmit { client } });
+                let command = Command::Readmit { client, reason: "ours".to_owned() };
+                let _ = self.step(Event::Ordered { command });
             }
             Operation::Abort => {
                 let command = Command::Abort { reason: "enough".to_owned() };

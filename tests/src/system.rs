@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod compression;
+mod consent;
 mod corruption;
 mod crash;
 mod disk_full;
@@ -15,6 +16,7 @@ mod privacy;
 mod refusals;
 mod resume;
 mod retention;
+mod rogue;
 mod weather;
 
 use std::fs;

@@ -317,7 +317,7 @@ impl Book {
         let verified = comity_journal::read(&journal, |record| {
             hashes.insert(record.seq, record.hash);
             match record.json::<Entry>()? {
-                Entry::Ledger { ledger: LedgerEntry::Reserved { key, mechanisms, .. } } => {
+                Entry::Ledger { ledger: LedgerEntry::Reserved { key, mechanisms, .. }, .. } => {
                     debited.entry(key.run).or_default().extend(mechanisms);
                 }
                 Entry::Released {

@@ -29,17 +29,23 @@ struct Line {
 
 const NODE: &str = "node";
 const COORDINATOR: &str = "coordinator";
+const STEWARD: &str = "steward";
 
 impl Line {
     fn of(record: &Record) -> Result<Self, JournalError> {
         let (time_ms, run, (what, who)) = match record.json::<Entry>()? {
-            Entry::Offered { run, plan, now } => {
-                (Some(now), run.to_string(), (format!("plan {} offered", plan.name), COORDINATOR))
+            Entry::Offered { run, plan, now, order, .. } => {
+                let by = order.map(|signed| format!(", ordered by {}", signed.order.by));
+                let what = format!("plan {} offered{}", plan.name, by.unwrap_or_default());
+                (Some(now), run.to_string(), (what, COORDINATOR))
+            }
+            Entry::Decided { run, decision } => {
+                (Some(decision.at), run.to_string(), (decision.words(), STEWARD))
             }
             Entry::Stepped { run, event } => (None, run.to_string(), news(&event)),
-            Entry::Ledger { ledger } => {
+            Entry::Ledger { ledger, now } => {
                 let (run, what) = debit(ledger);
-                (None, run, (what, NODE))
+                (now, run, (what, NODE))
             }
             Entry::Released { run, event, .. } => (None, run.to_string(), news(&event)),
             Entry::Left { departure } => {

@@ -9,7 +9,10 @@ pub mod check;
 pub mod egress;
 pub mod journal;
 pub mod ledger;
+pub mod plan;
+pub mod policy;
 pub mod privacy;
+pub mod run;
 pub mod start;
 
 /// How a table names a bound.

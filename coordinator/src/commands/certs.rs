@@ -7,7 +7,19 @@ use comity_certs::{Authority, Role};
 use comity_federation::ClientId;
 use time::OffsetDateTime;
 
+use super::operator::signer;
 use crate::config::{Config, Home};
+
+/// Prints what an institution writes into its policy to take this operator's orders.
+pub fn fingerprint(home: &Home) -> anyhow::Result<()> {
+    let signer = signer(home)?;
+    let identity = signer.identity();
+    let Role::Operator(name) = &identity.role else {
+        anyhow::bail!("operator.pem is of {}, not of an operator", identity.role)
+    };
+    println!("{{ name = \"{name}\", key = \"{}\" }}", signer.fingerprint());
+    Ok(())
+}
 
 /// Makes key and certificate of `client` in `out`.
 pub fn issue(home: &Home, client: ClientId, out: &Path, days: u16) -> anyhow::Result<()> {

@@ -28,11 +28,13 @@ impl Line {
     fn of(record: &Record) -> Result<Self, JournalError> {
         let seq = record.seq;
         Ok(match record.json::<Entry>()? {
-            Entry::Launched { run, now, by, .. } => {
-                Self { seq, time_ms: now, what: "launched".to_owned(), run, who: by }
+            Entry::Launched { run, plan, now, by, .. } => {
+                let what = format!("launched plan {}: {}", plan.digest().short(), plan.purpose);
+                Self { seq, time_ms: now, what, run, who: by }
             }
-            Entry::Stepped { run, now, event } => {
-                let (what, who) = news(&event);
+            Entry::Stepped { run, now, event, by } => {
+                let (what, whose) = news(&event);
+                let who = by.unwrap_or(whose);
                 Self { seq, time_ms: now, what, run, who }
             }
         })
@@ -62,10 +64,10 @@ fn news(event: &Event) -> (String, String) {
             (format!("ordered to abort: {reason}"), own())
         }
         Event::Ordered { command: Command::Exclude { client, reason } } => {
-            (format!("excluded by order: {reason}"), client.to_string())
+            (format!("ordered to go on without {client}: {reason}"), own())
         }
-        Event::Ordered { command: Command::Readmit { client } } => {
-            ("readmitted by order".to_owned(), client.to_string())
+        Event::Ordered { command: Command::Readmit { client, reason } } => {
+            (format!("ordered to take {client} back: {reason}"), own())
         }
         Event::Tick => ("deadline passed".to_owned(), own()),
     }

@@ -1,7 +1,7 @@
 //! The operator's connection: the same mTLS port as the clients', with the operator's certificate.
 
 use anyhow::{Context as _, anyhow};
-use comity_certs::{CertificateSummary, Seen, check_own, client_config, explain};
+use comity_certs::{CertificateSummary, Seen, Signer, check_own, client_config, explain};
 use comity_proto::limits::MESSAGE_BYTES_MAX;
 use comity_proto::transport::{ConnectError, connect};
 use comity_proto::v1::control_client::ControlClient;
@@ -40,6 +40,12 @@ pub(super) async fn open(home: &Home) -> anyhow::Result<ControlClient<Channel>> 
         other => anyhow!(other),
     })?;
     Ok(ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+/// The key with which this operator signs orders.
+pub(super) fn signer(home: &Home) -> anyhow::Result<Signer> {
+    let certs = home.certs();
+    Ok(Signer::read(&certs.join("operator.pem"), &certs.join("operator.key"))?)
 }
 
 /// A refusal, in the coordinator's words.

@@ -1,19 +1,21 @@
 //! `comity-coordinator run …`: launch, list, show, watch and abort.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{LineStyle, Table};
-use comity_federation::{ClientId, Plan, PlanDigest, RunId, RunReport, RunStatus};
+use comity_certs::Clock;
+use comity_federation::{ClientId, Plan, PlanDigest, RunId, RunReport, RunStatus, SignedConsent};
 use comity_privacy::LossRequest;
 use comity_proto::v1;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::operator::{open, refused};
+use super::operator::{open, refused, signer};
 use crate::config::Home;
+use crate::orders::start_request;
 
 /// Runs one asynchronous command on a small runtime.
 pub(super) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
@@ -24,14 +26,23 @@ pub(super) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> an
         .block_on(future)
 }
 
-/// Launches a run of the plan at `path`.
-pub fn start(home: &Home, path: &Path, watching: bool, as_json: bool) -> anyhow::Result<()> {
+/// Orders a run of the plan at `path`, to which the institutions of `consents` have consented.
+pub fn start(
+    home: &Home,
+    path: &Path,
+    consents: &[PathBuf],
+    watching: bool,
+    as_json: bool,
+) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("{} cannot be read", path.display()))?;
     // A mistake in the plan is told here, with the file's name, before anything is sent.
     let plan = Plan::from_toml(&text).with_context(|| path.display().to_string())?;
+    let consents = consents.iter().map(|path| consent(path)).collect::<Result<Vec<_>, _>>()?;
+    let (signer, now) = (signer(home)?, Clock::system().now());
+    let request = start_request(text, &plan, &signer, now, &consents)?;
+    let ordered = comity_federation::Order::from_json(&request.order_json)?.run;
     let reply = block_on(async {
-        let request = v1::StartRunRequest { plan_toml: text, ..Default::default() };
         Ok(open(home).await?.start_run(request).await.map_err(refused)?.into_inner())
     })?;
     let digest = PlanDigest(comity_proto::convert::digest("plan_digest", &reply.plan_digest)?);
@@ -39,6 +50,9 @@ pub fn start(home: &Home, path: &Path, watching: bool, as_json: bool) -> anyhow:
         bail!("the coordinator launched another plan ({digest}) than {}", path.display());
     }
     let run: RunId = reply.run_id.parse()?;
+    if run != ordered {
+        bail!("the coordinator launched run {run}, ordered was {ordered}");
+    }
     if as_json {
         println!("{}", json!({ "run": run, "plan": digest }));
     } else {
@@ -46,6 +60,18 @@ pub fn start(home: &Home, path: &Path, watching: bool, as_json: bool) -> anyhow:
         eprintln!("plan {digest} launched; `run watch {run}` follows it");
     }
     if watching { watch(home, &run, as_json) } else { Ok(()) }
+}
+
+/// An institution's consent, as `comity-client plan sign` wrote it.
+fn consent(path: &Path) -> anyhow::Result<SignedConsent> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("{} cannot be read", path.display()))?;
+    serde_json::from_str(&text).with_context(|| {
+        format!(
+            "{} is no consent; `comity-client plan sign PLAN --out FILE` writes one",
+            path.display()
+        )
+    })
 }
 
 /// Lists all runs, oldest first.
@@ -253,15 +279,17 @@ pub fn exclude(home: &Home, run: &RunId, client: &ClientId, reason: String) -> a
         open(home).await?.exclude_client(request).await.map_err(refused)?;
         Ok(())
     })?;
-    eprintln!("run {run} goes on without {client}; `run readmit {run} {client}` takes it back");
+    eprintln!(
+        "run {run} goes on without {client}; `run readmit {run} {client} --reason …` takes it back"
+    );
     Ok(())
 }
 
 /// Takes back a client that was excluded.
-pub fn readmit(home: &Home, run: &RunId, client: &ClientId) -> anyhow::Result<()> {
+pub fn readmit(home: &Home, run: &RunId, client: &ClientId, reason: String) -> anyhow::Result<()> {
     block_on(async {
         let (run_id, client) = (run.to_string(), client.to_string());
-        let request = v1::ReadmitClientRequest { run_id, client, ..Default::default() };
+        let request = v1::ReadmitClientRequest { run_id, client, reason };
         open(home).await?.readmit_client(request).await.map_err(refused)?;
         Ok(())
     })?;

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 
-use comity_federation::{Command, Event, Plan};
+use comity_federation::{Command, Plan};
 use comity_proto::convert::{client, run_id};
 use comity_proto::limits::PLAN_BYTES_MAX;
 use comity_proto::v1::control_server::Control;
@@ -15,11 +15,13 @@ use tonic::{Request, Response, Status};
 use super::federation::stream_blob;
 use super::{identity, status};
 use crate::driver::{DriverError, DriverHandle};
+use crate::orders::Orders;
 
 /// The service; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct ControlService {
     pub(crate) driver: DriverHandle,
+    pub(crate) orders: Orders,
 }
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -35,7 +37,9 @@ impl Control for ControlService {
         }
         let plan = Plan::from_toml(&request.get_ref().plan_toml)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let (run, digest) = self.driver.launch(plan, operator).await.map_err(status)?;
+        let launch = self.orders.check(&plan, &operator, request.get_ref());
+        let launch = launch.map_err(|refusal| status(refusal.into()))?;
+        let (run, digest) = self.driver.launch(plan, launch).await.map_err(status)?;
         Ok(Response::new(v1::StartRunReply {
             run_id: run.to_string(),
             plan_digest: digest.0.to_vec().into(),
@@ -105,8 +109,7 @@ impl Control for ControlService {
             "" => format!("aborted by operator {operator}"),
             reason => format!("aborted by operator {operator}: {reason}"),
         };
-        let event = Event::Ordered { command: Command::Abort { reason } };
-        self.driver.step(run, event).await.map_err(status)?;
+        self.driver.order(run, Command::Abort { reason }, operator).await.map_err(status)?;
         Ok(Response::new(v1::AbortRunReply {}))
     }
 
@@ -121,8 +124,8 @@ impl Control for ControlService {
             reason => format!("{reason} (operator {operator})"),
         };
         let command = Command::Exclude { client: client(&request.client)?, reason };
-        let event = Event::Ordered { command };
-        self.driver.step(run_id(&request.run_id)?, event).await.map_err(status)?;
+        let run = run_id(&request.run_id)?;
+        self.driver.order(run, command, operator).await.map_err(status)?;
         Ok(Response::new(v1::ExcludeClientReply {}))
     }
 
@@ -130,11 +133,15 @@ impl Control for ControlService {
         &self,
         request: Request<v1::ReadmitClientRequest>,
     ) -> Reply<v1::ReadmitClientReply> {
-        identity::operator(&request)?;
+        let operator = identity::operator(&request)?;
         let request = request.into_inner();
-        let event =
-            Event::Ordered { command: Command::Readmit { client: client(&request.client)? } };
-        self.driver.step(run_id(&request.run_id)?, event).await.map_err(status)?;
+        let reason = match request.reason.trim() {
+            "" => return Err(Status::invalid_argument("taking a client back needs a reason")),
+            reason => reason.to_owned(),
+        };
+        let command = Command::Readmit { client: client(&request.client)?, reason };
+        let run = run_id(&request.run_id)?;
+        self.driver.order(run, command, operator).await.map_err(status)?;
         Ok(Response::new(v1::ReadmitClientReply {}))
     }
 

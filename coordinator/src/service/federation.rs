@@ -395,15 +395,20 @@ fn key(assignment: &Assignment) -> (RunId, String) {
 
 fn message(assignment: Assignment, driver: &DriverHandle) -> Result<v1::Assignment, Status> {
     let (run, what) = match assignment {
-        Assignment::Offer { run, plan, digest, closes } => (
-            run,
-            What::Offer(v1::Offer {
+        Assignment::Offer { run, plan, digest, closes, launch } => {
+            let launch = launch.as_deref();
+            let offer = v1::Offer {
                 plan_json: plan.to_json().into(),
                 plan_digest: digest.0.to_vec().into(),
                 deadline_ms: closes.map_or(0, |t| t.0),
-                ..Default::default()
-            }),
-        ),
+                order_json: launch.map(|l| l.order.order.to_json().into()).unwrap_or_default(),
+                order_signature: launch.map(|l| (&l.order.signature).into()),
+                consents: launch
+                    .map(|l| l.consents.iter().map(Into::into).collect())
+                    .unwrap_or_default(),
+            };
+            (run, What::Offer(offer))
+        }
         Assignment::Train(Task { run, round, plan, model, closes }) => {
             let model_bytes =
                 driver.blobs().reader(&model.0).map_err(|e| status_of_blob(&e))?.len();

@@ -23,6 +23,7 @@ use crate::driver::DriverError;
 fn status(error: DriverError) -> Status {
     match error {
         DriverError::Rejected(rejection) => status_of_rejection(&rejection),
+        DriverError::Order(refusal) => Status::failed_precondition(refusal.to_string()),
         DriverError::Plan(plan) => Status::invalid_argument(plan.to_string()),
         DriverError::UnknownRun(_) => Status::not_found(error.to_string()),
         DriverError::Storage(_) => Status::internal(error.to_string()),

@@ -116,6 +116,10 @@ impl Play {
     }
 }
 
+fn readmit(name: &str) -> Command {
+    Command::Readmit { client: id(name), reason: "corrected".into() }
+}
+
 fn invited(effects: &[Effect]) -> Vec<String> {
     effects
         .iter()
@@ -320,8 +324,37 @@ fn an_excluded_client_counts_no_more_and_can_be_taken_back() {
     let missing = play.run.report().history[0].missing.clone();
     assert!(missing.iter().all(|(_, reason)| reason == "excluded: wrong data"), "{missing:?}");
     assert_eq!(play.counted(1).len(), 3);
-    play.step(Event::Ordered { command: Command::Readmit { client: id("VN/e") } }).unwrap();
+    play.step(Event::Ordered { command: readmit("VN/e") }).unwrap();
     assert_eq!(invited(&play.aggregated()), ["JP/b", "TH/d", "VN/c", "VN/e"]);
+}
+
+#[test]
+fn a_client_that_declines_in_the_middle_is_asked_for_nothing_more_until_it_agrees_again() {
+    let plan = plan("late = { carry = { rounds_max = 2 } }", "\"fedavg\"");
+    let mut play = Play::gathered(&plan);
+    let no =
+        |name: &str| Event::Declined { client: id(name), reason: "the steward refused".into() };
+    // One that has contributed, one that is asked, and one that is late while the round is folded.
+    play.submit("KR/a", 1).unwrap();
+    play.step(no("KR/a")).unwrap();
+    play.step(no("VN/e")).unwrap();
+    assert!(play.run.task(&id("VN/e")).is_none());
+    assert!(matches!(play.submit("VN/e", 1), Err(Rejection::Refused { .. })));
+    play.submit("JP/b", 1).unwrap();
+    play.submit("TH/d", 1).unwrap();
+    assert!(folds(&play.deadline()));
+    play.step(no("VN/c")).unwrap();
+    assert!(play.submit("VN/c", 1).is_err());
+    assert_eq!(play.counted(1).len(), 3, "what was accepted stays");
+    assert_eq!(invited(&play.aggregated()), ["JP/b", "TH/d"]);
+    for name in ["KR/a", "VN/c", "VN/e"] {
+        assert_eq!(play.standing(name), ClientStanding::Declined);
+    }
+    let again = Event::CheckedIn { client: id("VN/e"), plan: plan.digest() };
+    play.step(again).unwrap();
+    play.submit("JP/b", 2).unwrap();
+    assert!(folds(&play.submit("TH/d", 2).unwrap()));
+    assert_eq!(invited(&play.aggregated()), ["JP/b", "TH/d", "VN/e"]);
 }
 
 // BAD_INPUTS 58
@@ -412,7 +445,7 @@ proptest! {
                     let _ = play.step(Event::Ordered { command });
                 }
                 19 => {
-                    let command = Command::Readmit { client: id(name) };
+                    let command = readmit(name);
                     let _ = play.step(Event::Ordered { command });
                 }
                 20 => {

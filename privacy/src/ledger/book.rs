@@ -101,11 +101,11 @@ impl Book {
         is_within(&total, &charge.schedule)
     }
 
-    /// What counts against `limit`, with one more run of this schedule; `run`, if it is known, is
-    /// left out of the rest.
+    /// What counts against `limit`, with one more run of this schedule, of those runs for which
+    /// `is_counted` says so.
     pub(super) fn counted(
         &self,
-        run: Option<&str>,
+        is_counted: impl Fn(&str) -> bool,
         schedule: &[Mechanism],
         limit: Limit,
     ) -> EpsilonReport {
@@ -113,9 +113,7 @@ impl Book {
             |mechanism: &&Mechanism| !limit.exempt_allowed || **mechanism != Mechanism::Exempt;
         let others: Vec<(&str, &RunRecord)> = self
             .runs()
-            .filter(|(name, record)| {
-                Some(*name) != run && record.schedule.iter().any(|m| counts(&m))
-            })
+            .filter(|(name, record)| is_counted(name) && record.schedule.iter().any(|m| counts(&m)))
             .collect();
         let asked: Vec<Mechanism> = schedule.iter().filter(counts).copied().collect();
         if others.is_empty() {

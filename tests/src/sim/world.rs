@@ -6,13 +6,12 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use comity_certs::{Clock, client_config_at};
+use comity_certs::{Clock, Signer, client_config_at};
 use comity_client::{Node, Outside};
-use comity_coordinator::Coordinator;
+use comity_coordinator::{Coordinator, start_request};
 use comity_federation::RunStatus;
 use comity_journal::BlobStore;
 use comity_proto::transport::connect_over;
-use comity_proto::v1::StartRunRequest;
 use comity_proto::v1::control_client::ControlClient;
 use tokio::sync::watch;
 use tracing::{Instrument as _, info_span};
@@ -394,9 +393,10 @@ async fn take_part(site: &Site, index: usize, outside: Outside, failures: &Failu
 /// The operator launches the run; nothing goes wrong yet.
 async fn launch(site: &Site, clock: Clock) -> Result<String, Box<dyn std::error::Error>> {
     let [certificate, key, root] = site.operator();
+    let signer = Signer::of_pem(&certificate, &key)?;
+    let request = start_request(site.plan_toml.clone(), &site.plan, &signer, clock.now(), &[])?;
     let tls = client_config_at(&certificate, &key, &root, Arc::new(clock))?;
     let url = format!("https://{COORDINATOR}:{PORT}");
     let channel = connect_over(&Network(Fuse::default()), &url, tls).await?;
-    let request = StartRunRequest { plan_toml: site.plan_toml.clone(), ..Default::default() };
     Ok(ControlClient::new(channel).start_run(request).await?.into_inner().run_id)
 }
