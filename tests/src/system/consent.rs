@@ -196,6 +196,8 @@ fn an_operator_whose_key_is_not_pinned_is_named_with_the_key() {
     let mut site = Site::new(PLAN);
     let clients = site.add_clients(None, true);
     let key = site.deployment.operator_key().unwrap().key.to_string();
+    let printed = site.deployment.operator(&["certs", "fingerprint"]).unwrap().success().unwrap();
+    assert_eq!(printed.stdout.trim(), format!("{{ name = \"operator\", key = \"{key}\" }}"));
     let other = format!("{}{}", if key.starts_with('0') { '1' } else { '0' }, &key[1..]);
     amend(&site, &clients[0], &key, &other);
     site.deployment.start_client(&clients[0], 0).unwrap();
