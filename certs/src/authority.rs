@@ -1,47 +1,71 @@
 //! The federation's certificate authority: a directory of PEM files.
 //!
 //! ```text
-//! root.pem        root.key         20 years; move root.key off the machine after init
-//! issuing.pem     issuing.key       5 years; signs the members' certificates, path length 0
-//! coordinator.pem coordinator.key   1 year; server use only, with the coordinator's names
-//! operator.pem    operator.key      1 year; client use only
+//! root.pem          the roots that are trusted: one, or two while one replaces the other
+//! coordinator.pem   coordinator.key   30 days; server use only, with the coordinator's names
+//! operator.pem      operator.key       1 year; client use only
+//! ca-1/root.pem     ca-1/root.key     20 years; move root.key off the machine after init
+//! ca-1/issuing.pem  ca-1/issuing.key   5 years; signs operators and the coordinator
+//! ca-1/countries/KR.pem  KR.key        5 years; signs the clients of KR and nothing else
+//! ca-1/crl/         who was revoked: one list of the root and of each issuing CA, signed by it
+//! rotation.toml     which of the ca-N are trusted, and which one signs
+//! retired/          those that no longer are
 //! ```
 //!
-//! Keys are ECDSA P-256 in PKCS#8, readable by their owner only.  Nothing is ever overwritten.
+//! Keys are ECDSA P-256 in PKCS#8, readable by their owner only.
 
 use std::path::{Path, PathBuf};
 
+use comity_federation::Country;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SanType,
 };
 use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
 
-use crate::files::write_new;
-use crate::identity::is_name;
+use crate::ca::{CLOCK_SKEW, Ca, ROOT_VALIDITY, is_label, issuing_ca};
+use crate::files::{Lock, create_dir, read_key_pem, replace, write_new};
+use crate::generation::Generation;
+use crate::identity::client_host;
+use crate::rotation::State;
 use crate::tls::certificates;
-use crate::{CertError, Identity, Role, SigningRequest, check_own};
+use crate::{CertError, Identity, IssuingCa, Role, Serial, SigningRequest, check_own};
 
-const ROOT_DAYS: i64 = 20 * 365;
-const ISSUING_DAYS: i64 = 5 * 365;
-const MEMBER_DAYS: i64 = 365;
-/// How far a partner's clock may be behind ours without its refusing a new certificate.
-const CLOCK_SKEW: Duration = Duration::minutes(5);
+/// How long a certificate of the coordinator is valid.
+pub const COORDINATOR_VALIDITY: Duration = Duration::days(30);
+/// How long a certificate of a client is valid, unless somebody asks for less or more.
+pub const CLIENT_VALIDITY: Duration = Duration::hours(24);
+pub(crate) const OPERATOR_VALIDITY: Duration = Duration::days(365);
 /// Name of the operator whose certificate `init` makes.
 const FIRST_OPERATOR: &str = "operator";
-const MEMBERS: [&str; 4] = ["root", "issuing", "coordinator", "operator"];
+/// The members whose certificates lie beside the authority.
+pub(crate) const MEMBERS: [&str; 2] = ["coordinator", "operator"];
 
-/// The issuing CA of a federation, ready to sign.
+/// The certificate authority of a federation, ready to sign.
+///
+/// It is what its folder said when it was opened; issuing CAs of countries and revocation lists are read
+/// when they are needed. Whoever lives long opens it anew each time.
 #[derive(Debug)]
 pub struct Authority {
-    dir: PathBuf,
-    federation: String,
-    issuer: Issuer<'static, KeyPair>,
-    issuing_pem: String,
+    pub(crate) dir: PathBuf,
+    pub(crate) state: State,
+    pub(crate) federation: String,
+    /// The issuing CA of operators and the coordinator.
+    issuing: Ca,
     root_pem: String,
-    /// Until when the issuing CA is valid.
-    not_after: OffsetDateTime,
+}
+
+/// A certificate that was just made, and what is needed to revoke it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certified {
+    /// The member's certificate, then the issuing CA's.
+    pub certificate_pem: String,
+    /// The certificate's number.
+    pub serial: Serial,
+    /// Until when it is valid.
+    pub not_after: OffsetDateTime,
 }
 
 /// A certificate with its key, as it is handed to a member.
@@ -50,8 +74,8 @@ pub struct Issued {
     /// The member's certificate, then the issuing CA's.
     pub certificate_pem: String,
     /// The private key, PKCS#8.
-    pub key_pem: String,
-    /// The federation's root.
+    pub key_pem: Zeroizing<String>,
+    /// The federation's root, or roots.
     pub root_pem: String,
 }
 
@@ -80,88 +104,81 @@ impl Authority {
         now: OffsetDateTime,
     ) -> Result<Self, CertError> {
         let dir = dir.as_ref();
-        if !is_name(federation) {
+        // It becomes a part of a DNS name.
+        if !is_label(federation) {
             return Err(CertError::Name { what: "federation", name: federation.to_owned() });
         }
         let server_names = parse_server_names(server_names)?;
-        for name in MEMBERS {
-            for path in [dir.join(format!("{name}.pem")), dir.join(format!("{name}.key"))] {
-                if path.exists() {
-                    return Err(CertError::AlreadyThere { path });
-                }
+        let generation = Generation::new(dir, 1);
+        let members = MEMBERS.map(|name| [format!("{name}.pem"), format!("{name}.key")]);
+        let files = members.iter().flatten().map(|name| dir.join(name));
+        let others = [dir.join("root.pem"), State::path(dir), generation.dir().to_owned()];
+        for path in files.chain(others) {
+            if path.exists() {
+                return Err(CertError::AlreadyThere { path });
             }
         }
 
-        let start = now - CLOCK_SKEW;
-        let root_key = KeyPair::generate()?;
-        let root_params =
-            authority_params(federation, "root", 1, start, now + Duration::days(ROOT_DAYS));
-        let root = root_params.self_signed(&root_key)?;
-        let root_issuer = Issuer::new(root_params, root_key);
-
-        let issuing_key = KeyPair::generate()?;
-        let not_after = now + Duration::days(ISSUING_DAYS);
-        let issuing_params = authority_params(federation, "issuing CA", 0, start, not_after);
-        let issuing = issuing_params.signed_by(&issuing_key, &root_issuer)?;
-
+        create_dir(dir)?;
+        let root = generation.make_root(federation, now)?;
+        let issuing = generation.make_issuing(&root, federation, IssuingCa::Federation, now)?;
         let authority = Self {
             dir: dir.to_owned(),
+            state: State::first(now.unix_timestamp()),
             federation: federation.to_owned(),
-            issuer: Issuer::new(issuing_params, issuing_key),
-            issuing_pem: issuing.pem(),
-            root_pem: root.pem(),
-            not_after,
+            issuing,
+            root_pem: root.pem,
         };
-        let end = now + Duration::days(MEMBER_DAYS);
+        let start = now - CLOCK_SKEW;
+        let end = now + COORDINATOR_VALIDITY;
         let coordinator = authority.make(&Role::Coordinator, server_names, start, end)?;
-        let operator =
-            authority.make(&Role::Operator(FIRST_OPERATOR.to_owned()), Vec::new(), start, end)?;
-
-        std::fs::create_dir_all(dir).map_err(CertError::io("create", dir))?;
-        let files = [
-            ("root", root.pem(), root_issuer.key().serialize_pem()),
-            ("issuing", issuing.pem(), authority.issuer.key().serialize_pem()),
-            ("coordinator", coordinator.certificate_pem, coordinator.key_pem),
-            ("operator", operator.certificate_pem, operator.key_pem),
-        ];
-        for (name, certificate, key) in files {
-            write_new(&dir.join(format!("{name}.key")), &key, true)?;
-            write_new(&dir.join(format!("{name}.pem")), &certificate, false)?;
+        let role = Role::Operator(FIRST_OPERATOR.to_owned());
+        let operator = authority.make(&role, Vec::new(), start, now + OPERATOR_VALIDITY)?;
+        for (name, issued) in MEMBERS.into_iter().zip([coordinator, operator]) {
+            write_new(&dir.join(format!("{name}.key")), &issued.key_pem, true)?;
+            write_new(&dir.join(format!("{name}.pem")), &issued.certificate_pem, false)?;
         }
+        write_new(&dir.join("root.pem"), &authority.root_pem, false)?;
+        // Without this file there is no authority.
+        authority.state.write(dir)?;
         Ok(authority)
     }
 
-    /// Opens the authority in `dir`; the root's key need not be there.
+    /// Opens the authority in `dir`; the root's key need not be there. A change of authorities that a crash
+    /// interrupted is brought to its end first, forwards or backwards.
     ///
     /// # Errors
     /// [`CertError::NotAnAuthority`] if the directory was not made by [`init`](Self::init).
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, CertError> {
-        let dir = dir.as_ref();
-        let refuse = |reason: String| CertError::NotAnAuthority { dir: dir.to_owned(), reason };
-        let read = |name: &str| {
-            std::fs::read_to_string(dir.join(name))
-                .map_err(|error| refuse(format!("{name}: {error}")))
-        };
-        let (root_pem, issuing_pem) = (read("root.pem")?, read("issuing.pem")?);
-        let key = KeyPair::from_pem(&read("issuing.key")?)
-            .map_err(|error| refuse(format!("issuing.key: {error}")))?;
-        let der = certificates(&issuing_pem, "issuing.pem")?.remove(0);
-        let (_, certificate) = X509Certificate::from_der(&der)
-            .map_err(|error| refuse(format!("issuing.pem: {error}")))?;
-        let federation = certificate
-            .subject()
-            .iter_organization()
-            .next()
-            .and_then(|name| name.as_str().ok())
-            .filter(|name| is_name(name))
-            .ok_or_else(|| refuse("issuing.pem does not name a federation".to_owned()))?
-            .to_owned();
-        if certificate.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
-            return Err(refuse("issuing.key does not belong to issuing.pem".to_owned()));
+        loop {
+            let authority = Self::read(dir.as_ref())?;
+            if authority.settle()? {
+                return Ok(authority);
+            }
         }
-        let not_after = certificate.validity().not_after.to_datetime();
-        let issuer = Issuer::from_ca_cert_der(&der, key)?;
-        Ok(Self { dir: dir.to_owned(), federation, issuer, issuing_pem, root_pem, not_after })
+    }
+
+    fn read(dir: &Path) -> Result<Self, CertError> {
+        let refuse = |reason: String| CertError::NotAnAuthority { dir: dir.to_owned(), reason };
+        let state = State::read(dir)?;
+        let mut root_pem = String::new();
+        for number in state.trusted() {
+            root_pem += &Generation::new(dir, number).root_text()?;
+        }
+        let generation = Generation::new(dir, state.signing());
+        let issuing = generation.read(IssuingCa::Federation)?;
+        let (path, _) = generation.issuing(IssuingCa::Federation);
+        let der = certificates(&issuing.pem, "issuing CA's certificate")?.remove(0);
+        let (_, certificate) = X509Certificate::from_der(&der)
+            .map_err(|error| refuse(format!("{}: {error}", path.display())))?;
+        let federation = match issuing_ca(&certificate) {
+            Ok((federation, IssuingCa::Federation)) => federation,
+            Ok((_, other)) => {
+                return Err(refuse(format!("{} is of {other}", path.display())));
+            }
+            Err(what) => return Err(refuse(format!("{}: {what}", path.display()))),
+        };
+        Ok(Self { dir: dir.to_owned(), state, federation, issuing, root_pem })
     }
 
     /// Short name of the federation.
@@ -176,19 +193,84 @@ impl Authority {
         &self.dir
     }
 
-    /// The federation's root certificate, PEM.
+    /// The federation's root certificate, PEM; two of them while the authority is replaced.
     #[must_use]
     pub fn root_pem(&self) -> &str {
         &self.root_pem
+    }
+
+    /// The certificate of the issuing CA of operators and the coordinator, PEM.
+    pub(crate) fn issuing_pem(&self) -> &str {
+        &self.issuing.pem
+    }
+
+    /// The authorities that are trusted, the one that signs first.
+    pub(crate) fn generations(&self) -> Vec<Generation> {
+        self.state.trusted().map(|number| Generation::new(&self.dir, number)).collect()
+    }
+
+    pub(crate) fn signing(&self) -> Generation {
+        Generation::new(&self.dir, self.state.signing())
+    }
+
+    /// Makes the issuing CA of `country`, with the root's key from `root_key` or from where
+    /// [`init`](Self::init) wrote it; `false` if it is there already.
+    ///
+    /// Clients of a country need it; it is made by itself with the first of them as long as the root's key
+    /// is in the folder.
+    ///
+    /// # Errors
+    /// [`CertError::NoCountry`] if the root's key is not there, [`CertError::Ca`] if it is another's.
+    pub fn add_country(
+        &self,
+        country: Country,
+        root_key: Option<&Path>,
+        now: OffsetDateTime,
+    ) -> Result<bool, CertError> {
+        let _lock = Lock::of(&self.dir)?;
+        let what = IssuingCa::Country(country);
+        let mut made = false;
+        let mut missing = None;
+        for generation in self.generations() {
+            if generation.has(what) {
+                continue;
+            }
+            match generation.root(root_key) {
+                Ok(root) => {
+                    generation.make_issuing(&root, &self.federation, what, now)?;
+                    made = true;
+                }
+                Err(error) => missing = missing.or(Some((generation, error))),
+            }
+        }
+        match missing {
+            // While one authority replaces another, one root's key at a time will do.
+            Some((generation, error)) if !made || !self.signing().has(what) => Err(match error {
+                CertError::RootKey { .. } => {
+                    CertError::NoCountry { country, root_key: generation.root_key() }
+                }
+                other => other,
+            }),
+            _ => Ok(made),
+        }
+    }
+
+    /// The countries that have an issuing CA, in order.
+    ///
+    /// # Errors
+    /// [`CertError::Io`] if the folder cannot be read.
+    pub fn countries(&self) -> Result<Vec<Country>, CertError> {
+        self.signing().countries()
     }
 
     /// Makes a key and a certificate for a client or an operator, valid for `days` from `now`.
     ///
     /// # Errors
     /// [`CertError::NeedsServerNames`] for the coordinator, [`CertError::Validity`] if the
-    /// issuing CA would expire first.
+    /// issuing CA would expire first, [`CertError::NoCountry`] if a client's country has none.
     pub fn issue(&self, role: &Role, days: i64, now: OffsetDateTime) -> Result<Issued, CertError> {
-        let end = now.checked_add(Duration::days(days.clamp(0, ROOT_DAYS))).unwrap_or(now);
+        let days = days.clamp(0, ROOT_VALIDITY.whole_days());
+        let end = now.checked_add(Duration::days(days)).unwrap_or(now);
         let issued = self.issue_between(role, now - CLOCK_SKEW, end)?;
         // If the disk altered the issuing certificate, nobody would accept what it signs.
         check_own(&issued.certificate_pem, &issued.key_pem, &self.root_pem, now)?;
@@ -224,6 +306,27 @@ impl Authority {
         self.make(&Role::Coordinator, parse_server_names(server_names)?, not_before, not_after)
     }
 
+    /// Replaces `coordinator.pem` by a new certificate for the same key, valid for
+    /// [`COORDINATOR_VALIDITY`] from `now`.
+    ///
+    /// # Errors
+    /// [`CertError::ServerName`] if a name is malformed or there is none, and what reading the key says.
+    pub fn renew_coordinator(
+        &self,
+        server_names: &[String],
+        now: OffsetDateTime,
+    ) -> Result<Certified, CertError> {
+        let names = parse_server_names(server_names)?;
+        let _lock = Lock::of(&self.dir)?;
+        let path = self.dir.join("coordinator.key");
+        let key = KeyPair::from_pem(&read_key_pem(&path)?)
+            .map_err(|error| CertError::Ca { path, reason: error.to_string() })?;
+        let (start, end) = (now - CLOCK_SKEW, now + COORDINATOR_VALIDITY);
+        let certified = self.certify(&key, &Role::Coordinator, names, start, end)?;
+        replace(&self.dir.join("coordinator.pem"), &certified.certificate_pem)?;
+        Ok(certified)
+    }
+
     fn make(
         &self,
         role: &Role,
@@ -232,27 +335,26 @@ impl Authority {
         not_after: OffsetDateTime,
     ) -> Result<Issued, CertError> {
         let key = KeyPair::generate()?;
-        let certificate_pem = self.certify(&key, role, names, not_before, not_after)?;
+        let certified = self.certify(&key, role, names, not_before, not_after)?;
         Ok(Issued {
-            certificate_pem,
-            key_pem: key.serialize_pem(),
+            certificate_pem: certified.certificate_pem,
+            key_pem: Zeroizing::new(key.serialize_pem()),
             root_pem: self.root_pem.clone(),
         })
     }
 
     /// Makes the certificate of a client or an operator for the key of `request`, valid from now, less some
-    /// minutes for clocks that are behind, for `lifetime`: PEM, followed by the issuing CA's.
+    /// minutes for clocks that are behind, for `lifetime`.
     ///
     /// # Errors
-    /// [`CertError::NeedsServerNames`] for the coordinator, [`CertError::Validity`] if the
-    /// issuing CA would expire first.
+    /// As [`issue`](Self::issue).
     pub fn sign(
         &self,
         request: &SigningRequest,
         role: &Role,
         lifetime: Duration,
         now: OffsetDateTime,
-    ) -> Result<String, CertError> {
+    ) -> Result<Certified, CertError> {
         if *role == Role::Coordinator {
             return Err(CertError::NeedsServerNames);
         }
@@ -263,46 +365,85 @@ impl Authority {
         &self,
         key: &impl PublicKeyData,
         role: &Role,
-        mut names: Vec<SanType>,
+        names: Vec<SanType>,
         not_before: OffsetDateTime,
         not_after: OffsetDateTime,
-    ) -> Result<String, CertError> {
-        let refuse = |reason: String| CertError::Validity {
-            not_before: not_before.date().to_string(),
-            not_after: not_after.date().to_string(),
-            reason,
+    ) -> Result<Certified, CertError> {
+        let country = match IssuingCa::of(role) {
+            IssuingCa::Federation => {
+                return certify(
+                    &self.issuing,
+                    &self.federation,
+                    key,
+                    role,
+                    names,
+                    (not_before, not_after),
+                );
+            }
+            IssuingCa::Country(country) => country,
         };
-        if not_after <= not_before {
-            return Err(refuse("it would end before it starts; give at least one day".to_owned()));
+        let what = IssuingCa::Country(country);
+        if !self.signing().has(what) {
+            self.add_country(country, None, not_before + CLOCK_SKEW)?;
         }
-        if not_after > self.not_after {
-            return Err(refuse(format!(
-                "the issuing CA itself expires on {}; ask for fewer days",
-                self.not_after.date()
-            )));
-        }
-        let identity = Identity { federation: self.federation.clone(), role: role.clone() };
-        // What cannot be read back must not be signed.
-        if identity.to_string().parse::<Identity>()? != identity {
-            return Err(CertError::Name { what: "member", name: identity.role.to_string() });
-        }
-        names.push(SanType::URI(identity.to_string().try_into()?));
-
-        let mut params = CertificateParams::default();
-        params.distinguished_name = subject(&self.federation, &role.to_string());
-        params.subject_alt_names = names;
-        params.not_before = not_before;
-        params.not_after = not_after;
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![match role {
-            Role::Coordinator => ExtendedKeyUsagePurpose::ServerAuth,
-            Role::Client(_) | Role::Operator(_) => ExtendedKeyUsagePurpose::ClientAuth,
-        }];
-        params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(key, &self.issuer)?;
-        Ok(certificate.pem() + &self.issuing_pem)
+        let ca = self.signing().read(what)?;
+        certify(&ca, &self.federation, key, role, names, (not_before, not_after))
     }
+}
+
+/// Signs the certificate of `role` with `ca`, which has to be the one for it.
+pub(crate) fn certify(
+    ca: &Ca,
+    federation: &str,
+    key: &impl PublicKeyData,
+    role: &Role,
+    mut names: Vec<SanType>,
+    (not_before, not_after): (OffsetDateTime, OffsetDateTime),
+) -> Result<Certified, CertError> {
+    let refuse = |reason: String| CertError::Validity {
+        not_before: not_before.date().to_string(),
+        not_after: not_after.date().to_string(),
+        reason,
+    };
+    if not_after <= not_before {
+        return Err(refuse("it would end before it starts; give at least one day".to_owned()));
+    }
+    if not_after > ca.not_after {
+        return Err(refuse(format!(
+            "the issuing CA itself expires on {}; ask for fewer days",
+            ca.not_after.date()
+        )));
+    }
+    let identity = Identity { federation: federation.to_owned(), role: role.clone() };
+    // What cannot be read back must not be signed.
+    if identity.to_string().parse::<Identity>()? != identity {
+        return Err(CertError::Name { what: "member", name: identity.role.to_string() });
+    }
+    names.push(SanType::URI(identity.to_string().try_into()?));
+    if let Role::Client(client) = role {
+        if !is_label(client.institution()) {
+            let name = client.institution().to_owned();
+            return Err(CertError::Name { what: "institution", name });
+        }
+        names.push(SanType::DnsName(client_host(federation, client).try_into()?));
+    }
+
+    let serial = Serial::random();
+    let mut params = CertificateParams::default();
+    params.serial_number = Some(serial.number());
+    params.distinguished_name = subject(federation, &role.to_string());
+    params.subject_alt_names = names;
+    params.not_before = not_before;
+    params.not_after = not_after;
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![match role {
+        Role::Coordinator => ExtendedKeyUsagePurpose::ServerAuth,
+        Role::Client(_) | Role::Operator(_) => ExtendedKeyUsagePurpose::ClientAuth,
+    }];
+    params.use_authority_key_identifier_extension = true;
+    let certificate = params.signed_by(key, &ca.issuer)?;
+    Ok(Certified { certificate_pem: certificate.pem() + &ca.pem, serial, not_after })
 }
 
 impl Issued {
@@ -314,9 +455,9 @@ impl Issued {
     pub fn write(&self, dir: impl AsRef<Path>) -> Result<(), CertError> {
         let dir = dir.as_ref();
         let files = [
-            (dir.join("key.pem"), &self.key_pem, true),
-            (dir.join("certificate.pem"), &self.certificate_pem, false),
-            (dir.join("root.pem"), &self.root_pem, false),
+            (dir.join("key.pem"), self.key_pem.as_str(), true),
+            (dir.join("certificate.pem"), self.certificate_pem.as_str(), false),
+            (dir.join("root.pem"), self.root_pem.as_str(), false),
         ];
         if let Some((path, ..)) = files.iter().find(|(path, ..)| path.exists()) {
             return Err(CertError::AlreadyThere { path: path.clone() });
@@ -332,23 +473,6 @@ fn subject(federation: &str, name: &str) -> DistinguishedName {
     // X.520's upper bound for a common name is 64 characters; the URI carries the identity.
     subject.push(DnType::CommonName, name.chars().take(64).collect::<String>());
     subject
-}
-
-fn authority_params(
-    federation: &str,
-    name: &str,
-    path_length: u8,
-    not_before: OffsetDateTime,
-    not_after: OffsetDateTime,
-) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = subject(federation, &format!("Comity {name}"));
-    params.not_before = not_before;
-    params.not_after = not_after;
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.use_authority_key_identifier_extension = true;
-    params
 }
 
 fn parse_server_names(names: &[String]) -> Result<Vec<SanType>, CertError> {
@@ -370,106 +494,4 @@ fn parse_server_names(names: &[String]) -> Result<Vec<SanType>, CertError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names() -> Vec<String> {
-        vec!["localhost".to_owned(), "127.0.0.1".to_owned()]
-    }
-
-    #[test]
-    fn init_makes_eight_files_and_never_overwrites() {
-        let dir = tempfile::tempdir().unwrap();
-        let now = OffsetDateTime::now_utc();
-        Authority::init(dir.path(), "demo", &names(), now).unwrap();
-        let read = || {
-            let mut files: Vec<_> = std::fs::read_dir(dir.path())
-                .unwrap()
-                .map(|entry| entry.unwrap().path())
-                .map(|path| (path.clone(), std::fs::read(&path).unwrap()))
-                .collect();
-            files.sort();
-            files
-        };
-        let before = read();
-        assert_eq!(before.len(), 8);
-        let error = Authority::init(dir.path(), "demo", &names(), now).unwrap_err();
-        assert!(matches!(error, CertError::AlreadyThere { .. }), "{error}");
-        assert_eq!(read(), before);
-
-        // One left over is enough, and nothing is added to it.
-        let other = tempfile::tempdir().unwrap();
-        std::fs::write(other.path().join("operator.key"), "mine").unwrap();
-        assert!(Authority::init(other.path(), "demo", &names(), now).is_err());
-        assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 1);
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn keys_are_readable_by_their_owner_only() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
-        let now = OffsetDateTime::now_utc();
-        let authority = Authority::init(dir.path().join("ca"), "demo", &names(), now).unwrap();
-        let role = Role::Client("KR/seoul-lab".parse().unwrap());
-        let member = dir.path().join("kr");
-        authority.issue(&role, 30, now).unwrap().write(&member).unwrap();
-        let keys = MEMBERS.map(|name| dir.path().join(format!("ca/{name}.key")));
-        for key in keys.iter().chain([&member.join("key.pem")]) {
-            let mode = std::fs::metadata(key).unwrap().permissions().mode();
-            assert_eq!(mode & 0o777, 0o600, "{}", key.display());
-        }
-        let error = authority.issue(&role, 30, now).unwrap().write(&member).unwrap_err();
-        assert!(matches!(error, CertError::AlreadyThere { .. }));
-    }
-
-    #[test]
-    fn reopened_authority_issues_without_the_root_key() {
-        let dir = tempfile::tempdir().unwrap();
-        let now = OffsetDateTime::now_utc();
-        Authority::init(dir.path(), "demo", &names(), now).unwrap();
-        std::fs::remove_file(dir.path().join("root.key")).unwrap();
-        let authority = Authority::open(dir.path()).unwrap();
-        assert_eq!(authority.federation(), "demo");
-        let role = Role::Client("JP/osaka".parse().unwrap());
-        let issued = authority.issue(&role, 30, now).unwrap();
-        let summary =
-            crate::check_own(&issued.certificate_pem, &issued.key_pem, &issued.root_pem, now)
-                .unwrap();
-        assert_eq!(summary.identity.to_string(), "comity://demo/client/JP/osaka");
-    }
-
-    #[test]
-    fn what_is_not_an_authority_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let text = Authority::open(dir.path()).unwrap_err().to_string();
-        assert!(text.contains("root.pem") && text.contains("init"), "{text}");
-        let now = OffsetDateTime::now_utc();
-        Authority::init(dir.path(), "demo", &names(), now).unwrap();
-        std::fs::copy(dir.path().join("operator.key"), dir.path().join("issuing.key")).unwrap();
-        let text = Authority::open(dir.path()).unwrap_err().to_string();
-        assert!(text.contains("does not belong"), "{text}");
-    }
-
-    #[test]
-    fn bad_names_and_periods_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let now = OffsetDateTime::now_utc();
-        for federation in ["", "Demo", "a/b", "..", "de mo"] {
-            assert!(Authority::init(dir.path(), federation, &names(), now).is_err());
-        }
-        for server in [vec![], vec!["a b".to_owned()], vec!["https://x".to_owned()]] {
-            assert!(Authority::init(dir.path(), "demo", &server, now).is_err());
-        }
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        let authority = Authority::init(dir.path(), "demo", &names(), now).unwrap();
-        let client = Role::Client("KR/x".parse().unwrap());
-        assert!(authority.issue(&client, 6 * 365, now).unwrap_err().to_string().contains("fewer"));
-        assert!(authority.issue_between(&client, now, now).is_err());
-        assert!(authority.issue(&Role::Operator("../x".to_owned()), 1, now).is_err());
-        assert!(matches!(
-            authority.issue(&Role::Coordinator, 1, now),
-            Err(CertError::NeedsServerNames)
-        ));
-    }
-}
+mod tests;

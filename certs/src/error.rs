@@ -32,10 +32,12 @@ pub enum CertError {
         /// What is missing or wrong.
         reason: String,
     },
-    /// A federation or operator name has other characters than allowed.
-    #[error("{what} {name:?} must be 1 to 64 of a-z, 0-9 and '-', not starting with '-'")]
+    /// A federation's, institution's or operator's name has other characters than allowed.
+    #[error(
+        "{what} {name:?} must be 1 to 63 of a-z, 0-9 and '-', neither starting nor ending with '-'"
+    )]
     Name {
-        /// Federation or operator.
+        /// Federation, institution or operator.
         what: &'static str,
         /// As given.
         name: String,
@@ -102,6 +104,62 @@ pub enum CertError {
          printed, beginning with comity1-"
     )]
     Token {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A text is not a certificate's serial number.
+    #[error("{0:?} is no serial number; it is written with 2 to 40 of 0-9 and a-f")]
+    Serial(String),
+    /// An authority's certificate or key cannot be used.
+    #[error("{path} cannot be used: {reason}; put it back from a backup")]
+    Ca {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The key of the root is needed and not there.
+    #[error(
+        "the root's key is not at {path}; bring it from where it is kept and name it with --root-key FILE"
+    )]
+    RootKey {
+        /// Where `init` wrote it.
+        path: PathBuf,
+    },
+    /// There is no issuing CA for the country yet, and none can be made.
+    #[error(
+        "{country} has no issuing CA yet, and the root's key, which signs one, is not at {root_key}; bring it and run \
+         `comity-coordinator certs add-country {country} --root-key FILE`"
+    )]
+    NoCountry {
+        /// The country.
+        country: comity_federation::Country,
+        /// Where `init` wrote the root's key.
+        root_key: PathBuf,
+    },
+    /// A revocation list cannot be used.
+    #[error("the revocation list {path} cannot be used: {reason}; {remedy}")]
+    Crl {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A server is set up without the lists that say who was revoked.
+    #[error("there is no revocation list, so nobody could be let in")]
+    NoCrl,
+    /// The authorities cannot go from one phase of the change to another.
+    #[error("{0}")]
+    Rotation(String),
+    /// A certificate was signed by another authority than the one for its member.
+    #[error(
+        "the certificate of {identity} is not accepted: {reason}; join again, or ask the operator"
+    )]
+    Issuer {
+        /// Whose certificate.
+        identity: String,
         /// What is wrong.
         reason: String,
     },

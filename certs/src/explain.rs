@@ -7,7 +7,7 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::tls::{certificates, key, key_mismatch, provider, roots, unix_time};
+use crate::tls::{RevocationUnknown, certificates, key, key_mismatch, provider, roots, unix_time};
 use crate::{CertError, Identity, Role};
 
 /// What a person wants to know of a certificate.
@@ -107,7 +107,8 @@ pub(crate) fn verify_chain(
                 .map(|_| ())
         }
     };
-    verified.map_err(|error| CertError::Chain { identity: who, reason: error.to_string() })
+    verified.map_err(|error| CertError::Chain { identity: who, reason: error.to_string() })?;
+    Identity::of_chain(chain).map(|_| ())
 }
 
 /// From where a TLS error was seen.
@@ -172,19 +173,31 @@ fn refused_by_server(
                 own.not_after.date()
             ),
             Some(own) => format!(
-                "the coordinator refused {mine} as expired or not yet valid, though here it is valid until {}; the two clocks differ, set both by NTP",
+                "the coordinator refused {mine} as expired or not yet valid, though here it is valid until {}; the two clocks differ (set both by NTP), or the issuing CA's has expired (ask the operator)",
                 own.not_after.date()
             ),
             None => format!("the coordinator refused {mine}: it expired or is not yet valid; ask the operator for a new one and check the clock"),
         },
-        AlertDescription::UnknownCA | AlertDescription::DecryptError => format!(
-            "the coordinator refused {mine}: it was issued by another authority than the coordinator's; ask this federation's operator for a certificate"
+        AlertDescription::UnknownCA => format!(
+            "the coordinator refused {mine}: it was issued by another authority than the coordinator's, or by one that was replaced since; ask this federation's operator for a new invitation"
+        ),
+        AlertDescription::DecryptError => format!(
+            "the coordinator refused {mine}: its signature does not hold, because another authority made it or in a way that is not secure (RSA below 2048 bits, SHA-1); ask this federation's operator for a new invitation"
         ),
         AlertDescription::UnsupportedCertificate => format!(
             "the coordinator refused {mine}: it is not for client use; use the certificate.pem issued for this node, not coordinator.pem"
         ),
-        AlertDescription::CertificateRevoked | AlertDescription::AccessDenied => format!(
+        AlertDescription::CertificateRevoked => format!(
             "the coordinator refused {mine}: it was revoked; ask the operator why, and for a new one"
+        ),
+        AlertDescription::AccessDenied => format!(
+            "the coordinator refused {mine}: the issuing CA that signed it may not sign these names, for instance those of another country; ask the operator for a new invitation"
+        ),
+        AlertDescription::CertificateUnknown => format!(
+            "the coordinator cannot tell whether {mine} was revoked, because a revocation list on its side has expired or is missing; nothing is wrong here: tell the operator and try again later"
+        ),
+        AlertDescription::BadCertificate => format!(
+            "the coordinator refused {mine}: it is malformed; use the certificate.pem as it was issued, or ask the operator for a new invitation"
         ),
         AlertDescription::ProtocolVersion | AlertDescription::HandshakeFailure => {
             "the coordinator speaks no TLS 1.3 with this program; use matching releases on both sides, and no proxy that ends TLS between them".to_owned()
@@ -250,7 +263,18 @@ fn client_not_trusted(reason: &CertificateError) -> String {
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "the client's certificate is not for client use; it probably uses coordinator.pem".to_owned()
         }
-        CertificateError::Revoked => "the client's certificate was revoked".to_owned(),
+        CertificateError::Revoked => "the client's certificate, or the issuing CA that signed it, was revoked".to_owned(),
+        CertificateError::ApplicationVerificationFailure => {
+            "the client's certificate has names that the issuing CA which signed it may not give, for instance those of another country".to_owned()
+        }
+        CertificateError::BadEncoding => "the client's certificate is malformed".to_owned(),
+        CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+        | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            "the client's certificate was signed in a way that is not secure, such as with RSA below 2048 bits or SHA-1".to_owned()
+        }
+        CertificateError::Other(other) if other.0.is::<RevocationUnknown>() => {
+            format!("{other}, so nobody can tell whether it was revoked; `comity-coordinator certs status` says what to do")
+        }
         other => format!("the client's certificate is not acceptable ({other})"),
     }
 }
@@ -268,11 +292,13 @@ fn not_tls(error: &Error, who: &str, advice: &str) -> String {
     }
 }
 
-fn instant(at: OffsetDateTime) -> String {
+/// An instant as a person reads it, to the minute.
+#[must_use]
+pub fn instant(at: OffsetDateTime) -> String {
     format!("{} {:02}:{:02} UTC", at.date(), at.hour(), at.minute())
 }
 
-fn date(at: UnixTime) -> String {
+pub(crate) fn date(at: UnixTime) -> String {
     i64::try_from(at.as_secs())
         .ok()
         .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())

@@ -6,7 +6,8 @@ use std::str::FromStr;
 use comity_federation::ClientId;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::CertError;
+use crate::ca::{country_domain, has_signed, issuing_ca};
+use crate::{CertError, IssuingCa};
 
 const NAME_BYTES_MAX: usize = 64;
 const SCHEME: &str = "comity://";
@@ -58,6 +59,80 @@ impl Identity {
             [uri] => uri.parse(),
             _ => Err(refuse(format!("it has {} URI names, one is needed", uris.len()))),
         }
+    }
+
+    /// The identity in a verified chain, DER: the certificate, then the issuing CA that signed it. This is the
+    /// one way in which a peer or the signer of a document gets its name.
+    ///
+    /// X.509 constrains only the DNS name of a client, and TLS looks no further: that the URI agrees with it,
+    /// and both with the issuing CA, is seen here. A country's CA can sign clients of that country, the
+    /// federation's can sign operators and the coordinator, and nothing else is taken.
+    ///
+    /// # Errors
+    /// [`CertError::Identity`] as [`of_certificate`](Self::of_certificate), and [`CertError::Issuer`]
+    /// unless the issuing CA may sign it.
+    pub fn of_chain(chain: &[impl AsRef<[u8]>]) -> Result<Self, CertError> {
+        let none = || CertError::Identity { reason: "there is no certificate".to_owned() };
+        let leaf = chain.first().ok_or_else(none)?.as_ref();
+        let identity = Self::of_certificate(leaf)?;
+        let refuse =
+            |reason: String| CertError::Issuer { identity: identity.role.to_string(), reason };
+        let [_, ca] = chain else {
+            return Err(refuse(format!(
+                "{} certificates came with it, and one issuing CA's is needed",
+                chain.len() - 1
+            )));
+        };
+        let (_, leaf) = X509Certificate::from_der(leaf).map_err(|e| refuse(e.to_string()))?;
+        let (rest, ca) = X509Certificate::from_der(ca.as_ref())
+            .map_err(|error| refuse(format!("the certificate after it is none ({error})")))?;
+        if !rest.is_empty() {
+            return Err(refuse("bytes follow the issuing CA's certificate".to_owned()));
+        }
+        let (federation, signer) = issuing_ca(&ca)
+            .map_err(|what| refuse(format!("the certificate after it is not usable: {what}")))?;
+        let signed = leaf.issuer().as_raw() == ca.subject().as_raw()
+            && has_signed(
+                &ca,
+                &leaf.signature_algorithm,
+                leaf.tbs_certificate.as_ref(),
+                &leaf.signature_value,
+            );
+        if !signed {
+            return Err(refuse("the issuing CA that came with it did not sign it".to_owned()));
+        }
+        let needed = IssuingCa::of(&identity.role);
+        if federation != identity.federation || signer != needed {
+            let whose = |what| match what {
+                IssuingCa::Federation => "of operators and the coordinator".to_owned(),
+                IssuingCa::Country(country) => format!("of {country}"),
+            };
+            return Err(refuse(format!(
+                "it was signed by the issuing CA {} in federation {federation}, and only the one {} in \
+                 federation {} may sign it",
+                whose(signer),
+                whose(needed),
+                identity.federation
+            )));
+        }
+        let names = leaf.subject_alternative_name().ok().flatten();
+        let names = names.map_or(&[][..], |extension| &extension.value.general_names);
+        let others: Vec<_> =
+            names.iter().filter(|name| !matches!(name, GeneralName::URI(_))).collect();
+        let fits = match &identity.role {
+            Role::Client(client) => {
+                matches!(others[..], [GeneralName::DNSName(name)]
+                    if *name == client_host(&identity.federation, client))
+            }
+            Role::Operator(_) => others.is_empty(),
+            Role::Coordinator => others
+                .iter()
+                .all(|name| matches!(name, GeneralName::DNSName(_) | GeneralName::IPAddress(_))),
+        };
+        if !fits {
+            return Err(refuse("its other names do not agree with the first".to_owned()));
+        }
+        Ok(identity)
     }
 
     /// The client, if it is one.
@@ -114,6 +189,11 @@ impl fmt::Display for Role {
             Self::Coordinator => f.pad("coordinator"),
         }
     }
+}
+
+/// The DNS name of a client, which the constraints of its country's issuing CA bind; no host has it.
+pub(crate) fn client_host(federation: &str, client: &ClientId) -> String {
+    format!("{}.{}", client.institution(), country_domain(federation, client.country()))
 }
 
 /// Whether `text` may name a federation or an operator: the same rule as for institutions.

@@ -10,7 +10,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::CertError;
-use crate::files::write_new;
+use crate::files::{read_key_pem, write_new};
 
 /// A private key, ECDSA P-256.
 pub struct MemberKey(KeyPair);
@@ -118,29 +118,13 @@ pub fn fingerprint_of_certificate(der: &[u8]) -> Result<KeyFingerprint, CertErro
     Ok(fingerprint_of_spki(certificate.public_key().raw))
 }
 
-fn fingerprint_of_spki(spki: &[u8]) -> KeyFingerprint {
+pub(crate) fn fingerprint_of_spki(spki: &[u8]) -> KeyFingerprint {
     KeyFingerprint(sha256(spki))
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let digest = digest::digest(&digest::SHA256, bytes);
     digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
-}
-
-/// The text of a private key's file, wiped from memory when it is dropped.
-///
-/// # Errors
-/// [`CertError::KeyReadable`] if others than its owner can read the file.
-pub fn read_key_pem(path: &Path) -> Result<Zeroizing<String>, CertError> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        let metadata = std::fs::metadata(path).map_err(CertError::io("read", path))?;
-        if metadata.permissions().mode() & 0o077 != 0 {
-            return Err(CertError::KeyReadable { path: path.to_owned() });
-        }
-    }
-    std::fs::read_to_string(path).map(Zeroizing::new).map_err(CertError::io("read", path))
 }
 
 #[cfg(test)]

@@ -16,7 +16,8 @@ use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::explain::verify_chain;
-use crate::key::{fingerprint_of_certificate, read_key_pem};
+use crate::files::read_key_pem;
+use crate::key::fingerprint_of_certificate;
 use crate::tls::{certificates, key, roots};
 use crate::{CertError, Identity};
 

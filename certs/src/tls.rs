@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use rustls::server::WebPkiClientVerifier;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientCertVerifierBuilder, WebPkiClientVerifier};
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
+    SignatureScheme,
+};
 use time::OffsetDateTime;
 
 use crate::CertError;
@@ -37,14 +42,46 @@ pub fn server_config_at(
     root_pem: &str,
     clock: Arc<dyn TimeProvider>,
 ) -> Result<Arc<ServerConfig>, CertError> {
-    let provider = provider();
     let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots(root_pem)?), provider.clone())
-            .build()
-            .map_err(|error| CertError::Pem { what: "root", reason: error.to_string() })?;
-    let mut config = ServerConfig::builder_with_details(provider, clock)
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots(root_pem)?), provider());
+    server_config_of(chain_pem, key_pem, verifier, clock)
+}
+
+/// [`server_config_at`] that also refuses whom one of `crls` names, and everybody for whom there is no list
+/// or only one whose time is over: `Authority::load_crls` has them.
+///
+/// # Errors
+/// As [`server_config`], and [`CertError::NoCrl`] if there is no list at all.
+pub fn server_config_with_crls(
+    chain_pem: &str,
+    key_pem: &str,
+    root_pem: &str,
+    crls: Vec<CertificateRevocationListDer<'static>>,
+    clock: Arc<dyn TimeProvider>,
+) -> Result<Arc<ServerConfig>, CertError> {
+    if crls.is_empty() {
+        return Err(CertError::NoCrl);
+    }
+    // The whole chain is looked at, and an unknown status is a refusal; both are rustls's defaults.
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots(root_pem)?), provider())
+            .with_crls(crls)
+            .enforce_revocation_expiration();
+    server_config_of(chain_pem, key_pem, verifier, clock)
+}
+
+fn server_config_of(
+    chain_pem: &str,
+    key_pem: &str,
+    verifier: ClientCertVerifierBuilder,
+    clock: Arc<dyn TimeProvider>,
+) -> Result<Arc<ServerConfig>, CertError> {
+    let verifier = verifier
+        .build()
+        .map_err(|error| CertError::Pem { what: "root", reason: error.to_string() })?;
+    let mut config = ServerConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(MemberVerifier(verifier)))
         .with_single_cert(certificates(chain_pem, "certificate")?, key(key_pem)?)
         .map_err(key_mismatch)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
@@ -52,6 +89,77 @@ pub fn server_config_at(
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     Ok(Arc::new(config))
+}
+
+/// Verifies as rustls does. A peer learns of a refusal only by the number of an alert, and the same one stands
+/// for another authority's certificate and for our own list that has expired: here each reason for which it
+/// has to do something else gets a number of its own, which [`explain`](crate::explain) knows.
+#[derive(Debug)]
+struct MemberVerifier(Arc<dyn ClientCertVerifier>);
+
+/// Whether a certificate was revoked cannot be told: the reason of the `CertificateUnknown` alert.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct RevocationUnknown(pub(crate) String);
+
+fn with_an_alert_of_its_own(error: rustls::Error) -> rustls::Error {
+    use rustls::CertificateError as E;
+    let unknown =
+        |what: String| E::Other(rustls::OtherError(Arc::new(RevocationUnknown(what)))).into();
+    match error {
+        rustls::Error::InvalidCertificate(E::UnknownRevocationStatus) => unknown(
+            "there is no revocation list of the authority that signed the client's certificate"
+                .to_owned(),
+        ),
+        rustls::Error::InvalidCertificate(E::ExpiredRevocationListContext {
+            next_update, ..
+        }) => unknown(format!(
+            "the revocation list of an authority of the client's certificate expired on {}",
+            crate::explain::date(next_update)
+        )),
+        rustls::Error::InvalidCertRevocationList(error) => {
+            unknown(format!("a revocation list cannot be used ({error:?})"))
+        }
+        rustls::Error::InvalidCertificate(E::Other(_)) => E::ApplicationVerificationFailure.into(),
+        other => other,
+    }
+}
+
+impl ClientCertVerifier for MemberVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.0.verify_client_cert(end_entity, intermediates, now).map_err(with_an_alert_of_its_own)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 /// A client's or operator's configuration: the server needs a certificate that leads to `root_pem`.
@@ -169,7 +277,7 @@ mod tests {
             let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
             let server = Issued {
                 certificate_pem: read("coordinator.pem"),
-                key_pem: read("coordinator.key"),
+                key_pem: read("coordinator.key").into(),
                 root_pem: read("root.pem"),
             };
             Self { authority, server, now, _dir: dir }

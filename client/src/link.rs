@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
-use comity_certs::{CertificateSummary, Clock, Role, Seen, check_own, client_config_at, explain};
+use comity_certs::{
+    CertificateSummary, Clock, Role, Seen, check_own, client_config_at, explain, read_key_pem,
+};
 use comity_federation::{ClientId, Contribution, ModelDigest, PlanDigest, RunId};
 use comity_journal::{BlobError, BlobStore, BlobWriter};
 use comity_proto::chunk::{CHUNK_BYTES, Reassembly};
@@ -44,8 +46,8 @@ impl Credentials {
                 )
             })
         };
-        let (certificate, key, root) =
-            (file("certificate.pem")?, file("key.pem")?, file("root.pem")?);
+        let (certificate, root) = (file("certificate.pem")?, file("root.pem")?);
+        let key = read_key_pem(&dir.join("key.pem"))?;
         let files =
             || format!("certificate.pem, key.pem and root.pem in {} cannot be used", dir.display());
         let summary = check_own(&certificate, &key, &root, clock.date()).with_context(files)?;

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use comity_certs::Reason;
+use comity_coordinator::commands::certs::RotateStep;
 use comity_coordinator::{Home, commands};
-use comity_federation::{ClientId, RunId};
+use comity_federation::{ClientId, Country, RunId};
 use tracing_subscriber::EnvFilter;
 
 /// Coordinates runs of a federation over mTLS, and gives its operator the commands for it.
@@ -99,6 +101,40 @@ enum CertsCommand {
         /// Days until it expires.
         #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u16).range(1..=3650))]
         days: u16,
+    },
+    /// Make the issuing CA of a country, such as TH; its first client needs it.
+    AddCountry {
+        /// Two letters, ISO 3166-1.
+        country: Country,
+        /// The root's key, if it is no longer where `init` wrote it.
+        #[arg(long, value_name = "FILE")]
+        root_key: Option<PathBuf>,
+    },
+    /// Revoke the issuing CA of a country, and every certificate that it signed.
+    RevokeCa {
+        /// Two letters, ISO 3166-1.
+        country: Country,
+        /// The root's key, if it is no longer where `init` wrote it.
+        #[arg(long, value_name = "FILE")]
+        root_key: Option<PathBuf>,
+        /// unspecified, key-compromise, affiliation-changed, superseded, cessation or privilege-withdrawn.
+        #[arg(long)]
+        reason: Reason,
+    },
+    /// Sign the root's revocation list anew, once a year; the coordinator does it with all others.
+    RefreshCrl {
+        /// The root's key, if it is no longer where `init` wrote it.
+        #[arg(long, value_name = "FILE")]
+        root_key: Option<PathBuf>,
+    },
+    /// Replace the root and all issuing CAs by new ones, step by step.
+    #[command(subcommand)]
+    RotateCa(RotateStep),
+    /// Print the roots, the countries and how long the revocation lists last.
+    Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -206,10 +242,23 @@ fn main() -> ExitCode {
             commands::init::init(&home, federation, listen, names)
         }
         Command::Serve => commands::serve::serve(&home),
-        Command::Certs(CertsCommand::Fingerprint) => commands::certs::fingerprint(&home),
-        Command::Certs(CertsCommand::Issue { client, out, days }) => {
-            commands::certs::issue(&home, client, &out, days)
-        }
+        Command::Certs(command) => match command {
+            CertsCommand::Fingerprint => commands::certs::fingerprint(&home),
+            CertsCommand::Issue { client, out, days } => {
+                commands::certs::issue(&home, client, &out, days)
+            }
+            CertsCommand::AddCountry { country, root_key } => {
+                commands::certs::add_country(&home, country, root_key.as_deref())
+            }
+            CertsCommand::RevokeCa { country, root_key, reason } => {
+                commands::certs::revoke_ca(&home, country, root_key.as_deref(), reason)
+            }
+            CertsCommand::RefreshCrl { root_key } => {
+                commands::certs::refresh_crl(&home, root_key.as_deref())
+            }
+            CertsCommand::RotateCa(step) => commands::certs::rotate(&home, step),
+            CertsCommand::Status { json } => commands::certs::status(&home, json),
+        },
         Command::Run(command) => match command {
             RunCommand::Start { plan, consent, watch, json } => {
                 commands::run::start(&home, &plan, &consent, watch, json)

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use comity_certs::{CertError, Clock, Identity, check_own, server_config_at};
+use comity_certs::{
+    CertError, Clock, Identity, Seen, check_own, explain, read_key_pem, server_config_at,
+};
 use comity_federation::{Run, RunId, RunReport};
 use comity_journal::DirLock;
 use comity_proto::limits;
@@ -56,8 +58,8 @@ impl Coordinator {
             std::fs::read_to_string(&path)
                 .with_context(|| format!("{} cannot be read", path.display()))
         };
-        let (certificate, key, root) =
-            (pem("coordinator.pem")?, pem("coordinator.key")?, pem("root.pem")?);
+        let (certificate, root) = (pem("coordinator.pem")?, pem("root.pem")?);
+        let key = read_key_pem(&home.certs().join("coordinator.key"))?;
         let files = || {
             format!(
                 "coordinator.pem, coordinator.key and root.pem in {} do not belong together, or one is \
@@ -138,11 +140,12 @@ impl Coordinator {
         let control = ControlServer::new(ControlService { driver: handle, orders })
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX);
         // A certificate without a name is refused call by call, with the reason.
-        let who = |certificate: &[u8]| {
-            Identity::of_certificate(certificate).map(|id| id.to_string()).unwrap_or_default()
+        let who = |chain: &[Vec<u8>]| {
+            Identity::of_chain(chain).map(|identity| identity.to_string()).unwrap_or_default()
         };
+        let why = |error: &rustls::Error| explain(error, &Seen::ByServer);
         let tls = Arc::new(ArcSwap::from(tls));
-        let connections = incoming(listener, tls, limits::HANDSHAKE_TIMEOUT, who);
+        let connections = incoming(listener, tls, limits::HANDSHAKE_TIMEOUT, who, why);
         let mut server_stopped = stopped.clone();
         let server = server_builder()
             .add_service(InterceptedService::new(federation, authenticate.clone()))

@@ -179,19 +179,27 @@ impl<S: Duplex> AsyncWrite for TlsConnection<S> {
 
 /// Accepts connections on `listener` with the configuration that `tls` holds at that moment.
 ///
-/// `who` names the identity of a peer's own certificate, DER, so that the connections of each are counted.
+/// `who` names the identity of a peer by its certificates, DER, its own first, so that the connections of
+/// each are counted; `why` says what a failed handshake means.
 /// Handshakes run beside one another, at most [`limits::HANDSHAKES_MAX`], each at most
 /// `handshake_timeout` long; when they are too many, the oldest of the address that has most of them makes
 /// room, but none in its first second.  A refused one is logged with the peer's address and the reason.
-pub fn incoming<L: Listen, W: Fn(&[u8]) -> String + Send + Sync + 'static>(
+pub fn incoming<L, W, Y>(
     mut listener: L,
     tls: Arc<ArcSwap<rustls::ServerConfig>>,
     handshake_timeout: Duration,
     who: W,
-) -> impl Stream<Item = io::Result<TlsConnection<L::Stream>>> + Send + use<L, W> {
+    why: Y,
+) -> impl Stream<Item = io::Result<TlsConnection<L::Stream>>> + Send + use<L, W, Y>
+where
+    L: Listen,
+    W: Fn(&[Vec<u8>]) -> String + Send + Sync + 'static,
+    Y: Fn(&rustls::Error) -> String + Send + Sync + 'static,
+{
     let (sender, receiver) = mpsc::channel(limits::ACCEPTED_MAX);
     let doorman = Arc::new(Doorman {
         who: Box::new(who),
+        why: Box::new(why),
         connections: Connections::default(),
         n_uploads: Arc::default(),
     });
@@ -220,7 +228,11 @@ pub fn incoming<L: Listen, W: Fn(&[u8]) -> String + Send + Sync + 'static>(
                         debug!(%address, "connection accepted");
                         let _ = sender.send(Ok(connection)).await;
                     }
-                    Ok(Err(error)) => info!(%address, %error, "connection refused"),
+                    Ok(Err(error)) => {
+                        let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+                        let error = tls.map_or_else(|| error.to_string(), &*doorman.why);
+                        info!(%address, %error, "connection refused");
+                    }
                     Err(_) => info!(%address, "connection refused: handshake timed out"),
                 }
             });
@@ -264,12 +276,16 @@ async fn make_room(handshakes: &mut VecDeque<Handshake>) {
     }
 }
 
-/// Names a peer by its own certificate, DER.
-type Naming = Box<dyn Fn(&[u8]) -> String + Send + Sync>;
+/// Names a peer by its certificates, DER.
+type Naming = Box<dyn Fn(&[Vec<u8>]) -> String + Send + Sync>;
+
+/// Says what a failed handshake means.
+type Explaining = Box<dyn Fn(&rustls::Error) -> String + Send + Sync>;
 
 /// Who gives places to connections.
 struct Doorman {
     who: Naming,
+    why: Explaining,
     connections: Connections,
     /// Uploads under way on all connections.
     n_uploads: Arc<AtomicUsize>,
@@ -284,7 +300,7 @@ async fn shake<S: Duplex>(
     let stream = acceptor.accept(stream).await?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let chain: Arc<[Vec<u8>]> = chain.iter().map(|der| der.to_vec()).collect();
-    let who = chain.first().map(|leaf| (doorman.who)(leaf)).unwrap_or_default();
+    let who = (doorman.who)(&chain);
     // The same peer at another port ages otherwise: a federation must not come back all at once.
     let tenth = limits::CONNECTION_AGE_MAX / 10;
     let age = limits::CONNECTION_AGE_MAX - tenth.mul_f64(fraction(&(&who, address)));

@@ -1,102 +1,22 @@
 //! Real certificates, real TLS, real gRPC, on loopback: who gets in, and what the others learn.
 
+mod served;
+
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use comity_certs::{
-    Authority, CertificateSummary, Identity, Issued, Role, Seen, client_config, explain,
-    server_config,
-};
+use comity_certs::{Authority, server_config};
 use comity_proto::limits::MESSAGE_BYTES_MAX;
-use comity_proto::transport::{ConnectError, PeerCertificates, connect, incoming, server_builder};
+use comity_proto::transport::{ConnectError, connect};
 use comity_proto::v1::federation_client::FederationClient;
-use comity_proto::v1::federation_server::{Federation, FederationServer};
 use comity_proto::{PROTOCOL, v1};
+use served::{client_role, issued, refusal, serve_with, tls, without_certificate};
 use time::OffsetDateTime;
 use tokio::io::AsyncReadExt as _;
-use tokio_stream::Stream;
+use tonic::Code;
 use tonic::codec::CompressionEncoding;
-use tonic::{Code, Request, Response, Status, Streaming};
-
-/// Says hello, and sends a plan that is nothing but zeros and too long.
-struct Greeter;
-
-type Sending<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl Federation for Greeter {
-    async fn hello(
-        &self,
-        request: Request<v1::HelloRequest>,
-    ) -> Result<Response<v1::HelloReply>, Status> {
-        let peer = request.extensions().get::<PeerCertificates>().expect("mTLS only");
-        let identity = Identity::of_certificate(&peer.chain[0]).expect("it was verified");
-        Ok(Response::new(v1::HelloReply {
-            protocol: PROTOCOL,
-            software: "test".to_owned(),
-            federation: identity.federation,
-            you: identity.role.to_string(),
-            now_ms: 0,
-        }))
-    }
-    type FollowStream = Sending<v1::Assignment>;
-    async fn follow(
-        &self,
-        _: Request<v1::FollowRequest>,
-    ) -> Result<Response<Self::FollowStream>, Status> {
-        let plan_json = vec![0; 16 * MESSAGE_BYTES_MAX].into();
-        let offer = v1::Offer { plan_json, ..v1::Offer::default() };
-        let what = Some(v1::assignment::What::Offer(offer));
-        let bomb = v1::Assignment { run_id: "bomb-1".to_owned(), what };
-        Ok(Response::new(Box::pin(tokio_stream::once(Ok(bomb)))))
-    }
-    async fn check_in(
-        &self,
-        _: Request<v1::CheckInRequest>,
-    ) -> Result<Response<v1::CheckInReply>, Status> {
-        Err(Status::unimplemented("test"))
-    }
-    async fn decline(
-        &self,
-        _: Request<v1::DeclineRequest>,
-    ) -> Result<Response<v1::DeclineReply>, Status> {
-        Err(Status::unimplemented("test"))
-    }
-    async fn withdraw(
-        &self,
-        _: Request<v1::WithdrawRequest>,
-    ) -> Result<Response<v1::WithdrawReply>, Status> {
-        Err(Status::unimplemented("test"))
-    }
-    type FetchModelStream = Sending<v1::Chunk>;
-    async fn fetch_model(
-        &self,
-        _: Request<v1::FetchModelRequest>,
-    ) -> Result<Response<Self::FetchModelStream>, Status> {
-        Err(Status::unimplemented("test"))
-    }
-    async fn upload_offset(
-        &self,
-        _: Request<v1::UpdateHeader>,
-    ) -> Result<Response<v1::UploadOffsetReply>, Status> {
-        Err(Status::unimplemented("test"))
-    }
-    async fn countersign(
-        &self,
-        _: Request<v1::CountersignRequest>,
-    ) -> Result<Response<v1::CountersignReply>, Status> {
-        Err(Status::unimplemented(""))
-    }
-    async fn submit_update(
-        &self,
-        _: Request<Streaming<v1::UpdatePart>>,
-    ) -> Result<Response<v1::SubmitReply>, Status> {
-        Err(Status::unimplemented("test"))
-    }
-}
 
 fn authority(dir: &Path) -> Authority {
     let names = ["127.0.0.1".to_owned()];
@@ -107,39 +27,8 @@ fn authority(dir: &Path) -> Authority {
 async fn serve(dir: &Path, handshake_timeout: Duration) -> String {
     let pem = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
     let tls = server_config(&pem("coordinator.pem"), &pem("coordinator.key"), &pem("root.pem"));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let tls = Arc::new(ArcSwap::from(tls.unwrap()));
-    let who = |certificate: &[u8]| Identity::of_certificate(certificate).unwrap().role.to_string();
-    let connections = incoming(listener, tls, handshake_timeout, who);
-    let greeter = FederationServer::new(Greeter).send_compressed(CompressionEncoding::Zstd);
-    let server = server_builder().add_service(greeter);
-    tokio::spawn(server.serve_with_incoming(connections));
-    format!("https://{address}")
-}
-
-fn client_role() -> Role {
-    Role::Client("KR/seoul-lab".parse().unwrap())
-}
-
-fn issued(authority: &Authority) -> Issued {
-    authority.issue(&client_role(), 1, OffsetDateTime::now_utc()).unwrap()
-}
-
-fn tls(issued: &Issued, root: &str) -> Arc<rustls::ClientConfig> {
-    client_config(&issued.certificate_pem, &issued.key_pem, root).unwrap()
-}
-
-/// The sentence that the refused client's user reads.
-async fn refusal(url: &str, tls: Arc<rustls::ClientConfig>, own: Option<&Issued>) -> String {
-    let summary = own.map(|own| CertificateSummary::of_pem(&own.certificate_pem).unwrap());
-    match connect(url, tls).await {
-        Err(ConnectError::Refused { source, .. }) => explain(
-            &source,
-            &Seen::ByClient { own: summary.as_ref(), server: url, now: OffsetDateTime::now_utc() },
-        ),
-        other => panic!("expected a refusal, got {other:?}"),
-    }
+    serve_with(Arc::new(ArcSwap::from(tls.unwrap())), handshake_timeout, served::Log::default())
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -167,31 +56,16 @@ async fn a_client_without_a_certificate_with_anothers_or_with_an_expired_one_lea
     let stranger = issued(&other);
     for _ in 0..10 {
         let none = without_certificate(&root);
-        let said = refusal(&url, none, None).await;
+        let said = refusal(&url, none, None, now).await;
         assert!(said.contains("certificate") && said.contains("no "), "{said}");
-        let said = refusal(&url, tls(&stranger, &root), Some(&stranger)).await;
+        let said = refusal(&url, tls(&stranger, &root), Some(&stranger), now).await;
         assert!(said.contains("authority") || said.contains("federation"), "{said}");
-        let said = refusal(&url, tls(&expired, &root), Some(&expired)).await;
+        let said = refusal(&url, tls(&expired, &root), Some(&expired), now).await;
         assert!(said.contains("expired"), "{said}");
     }
     // The other way round: a coordinator of another federation is not believed.
-    let said = refusal(&url, tls(&stranger, &stranger.root_pem), Some(&stranger)).await;
+    let said = refusal(&url, tls(&stranger, &stranger.root_pem), Some(&stranger), now).await;
     assert!(said.contains("root.pem"), "{said}");
-}
-
-fn without_certificate(root_pem: &str) -> Arc<rustls::ClientConfig> {
-    use rustls::pki_types::CertificateDer;
-    use rustls::pki_types::pem::PemObject as _;
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(root_pem.as_bytes()).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Arc::new(config)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -30,7 +30,9 @@ pub fn init(
         .with_context(|| format!("{} cannot be written", path.display()))?;
     let dir = home.dir().display();
     println!("coordinator of federation {} made in {dir}", config.federation);
-    println!("  {dir}/certs/root.key   the root's key: move it offline; nothing here needs it");
+    println!(
+        "  {dir}/certs/ca-1/root.key   the root's key: move it offline once each country has a client"
+    );
     println!("next: comity-coordinator --dir {dir} certs issue COUNTRY/institution --out DIR");
     println!("      comity-coordinator --dir {dir} serve");
     Ok(())

@@ -1,7 +1,9 @@
 //! The operator's connection: the same mTLS port as the clients', with the operator's certificate.
 
 use anyhow::{Context as _, anyhow};
-use comity_certs::{CertificateSummary, Seen, Signer, check_own, client_config, explain};
+use comity_certs::{
+    CertificateSummary, Seen, Signer, check_own, client_config, explain, read_key_pem,
+};
 use comity_proto::limits::MESSAGE_BYTES_MAX;
 use comity_proto::transport::{ConnectError, connect};
 use comity_proto::v1::control_client::ControlClient;
@@ -18,7 +20,8 @@ pub(super) async fn open(home: &Home) -> anyhow::Result<ControlClient<Channel>> 
         let path = home.certs().join(name);
         std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))
     };
-    let (certificate, key, root) = (pem("operator.pem")?, pem("operator.key")?, pem("root.pem")?);
+    let (certificate, root) = (pem("operator.pem")?, pem("root.pem")?);
+    let key = read_key_pem(&home.certs().join("operator.key"))?;
     let now = OffsetDateTime::now_utc();
     let summary: CertificateSummary = check_own(&certificate, &key, &root, now)?;
     let tls = client_config(&certificate, &key, &root)?;

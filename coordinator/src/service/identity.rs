@@ -23,9 +23,11 @@ impl Interceptor for Authenticate {
                  in a while"
             )));
         }
-        let certificate = peer.chain.first().ok_or_else(no_certificate)?;
-        let identity = Identity::of_certificate(certificate)
-            .map_err(|e| Status::unauthenticated(e.to_string()))?;
+        if peer.chain.is_empty() {
+            return Err(no_certificate());
+        }
+        let identity =
+            Identity::of_chain(&peer.chain).map_err(|e| Status::unauthenticated(e.to_string()))?;
         if identity.federation != self.federation {
             return Err(Status::permission_denied(format!(
                 "the certificate is of federation {}, this is {}; use the certificate of this federation",

@@ -88,9 +88,14 @@ pub fn first_bytes(bytes: &[u8]) -> bool {
     let World { runtime, server, client, .. } = world();
     runtime.block_on(async {
         let (near, far) = duplex(1 << 20);
-        let nobody = |_: &[u8]| String::new();
-        let mut connections =
-            incoming(Once(Some(near)), Arc::clone(server), ANSWER_TIMEOUT, nobody);
+        let nobody = |_: &[Vec<u8>]| String::new();
+        let mut connections = incoming(
+            Once(Some(near)),
+            Arc::clone(server),
+            ANSWER_TIMEOUT,
+            nobody,
+            ToString::to_string,
+        );
         let refused = talk(far, bytes);
         let answer = tokio::select! {
             answer = refused => answer,

@@ -38,8 +38,13 @@ async fn an_old_connection_is_asked_to_end_and_cut_in_the_end_whatever_it_carrie
     let server = server_config(&pem("coordinator.pem"), &pem("coordinator.key"), &pem("root.pem"));
     let server = Arc::new(ArcSwap::from(server.unwrap()));
     let (near, far) = tokio::io::duplex(1 << 16);
-    let mut connections =
-        incoming(Once(Some(near)), server, HANDSHAKE_TIMEOUT, |_: &[u8]| String::new());
+    let mut connections = incoming(
+        Once(Some(near)),
+        server,
+        HANDSHAKE_TIMEOUT,
+        |_: &[Vec<u8>]| String::new(),
+        ToString::to_string,
+    );
     let connector = tokio_rustls::TlsConnector::from(tls);
     let name = rustls::pki_types::ServerName::try_from("127.0.0.1").unwrap();
     let (client, accepted) = tokio::join!(connector.connect(name, far), connections.next());

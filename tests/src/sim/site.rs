@@ -107,11 +107,7 @@ impl Site {
 
     fn make_coordinator(&self) {
         let certs = self.coordinator_dir().join("certs");
-        fs::create_dir_all(&certs).unwrap();
-        for entry in fs::read_dir(shared().authority.dir()).unwrap() {
-            let entry = entry.unwrap();
-            fs::copy(entry.path(), certs.join(entry.file_name())).unwrap();
-        }
+        copy(shared().authority.dir(), &certs);
         let text = format!(
             "federation = \"sim\"\nlisten = \"0.0.0.0:{PORT}\"\nserver_names = [\"{COORDINATOR}\"]\n\
              [storage]\nmodels_kept = 1000\nmodels_kept_of_ended = 1000\n"
@@ -167,6 +163,20 @@ impl Site {
         ["operator.pem", "operator.key", "root.pem"].map(|name| {
             fs::read_to_string(self.coordinator_dir().join("certs").join(name)).unwrap()
         })
+    }
+}
+
+/// Copies a folder with all that is in it.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
     }
 }
 

@@ -65,7 +65,13 @@ impl Rogue {
             runtime.unwrap().block_on(async move {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 address.send(listener.local_addr().unwrap()).unwrap();
-                let connections = incoming(listener, tls, HANDSHAKE_TIMEOUT, |_| String::new());
+                let connections = incoming(
+                    listener,
+                    tls,
+                    HANDSHAKE_TIMEOUT,
+                    |_| String::new(),
+                    ToString::to_string,
+                );
                 let served = server_builder()
                     .add_service(FederationServer::new(serving))
                     .serve_with_incoming(connections);

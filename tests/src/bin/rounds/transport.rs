@@ -154,7 +154,13 @@ pub(crate) fn serve_raw() -> anyhow::Result<()> {
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let tls = Arc::new(ArcSwap::from(tls));
-        let connections = incoming(listener, tls, HANDSHAKE_TIMEOUT, |_: &[u8]| String::new());
+        let connections = incoming(
+            listener,
+            tls,
+            HANDSHAKE_TIMEOUT,
+            |_: &[Vec<u8>]| String::new(),
+            ToString::to_string,
+        );
         let ended = tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new()));
         server_builder()
             .add_service(service)
