@@ -82,9 +82,12 @@ impl Handed {
     }
 }
 
+/// A decision and the user whose file it is; or why the file is no decision.
+pub(crate) type Waiting = Result<(Handed, String), String>;
+
 /// Takes the decisions that lie in `state`, with their files; the caller removes each when it has been dealt
-/// with. What is no decision is returned as a reason.
-pub(crate) fn waiting(state: &Path) -> Vec<(PathBuf, Result<(Handed, String), String>)> {
+/// with.
+pub(crate) fn waiting(state: &Path) -> Vec<(PathBuf, Waiting)> {
     // There is no folder until the first decision.
     let Ok(entries) = std::fs::read_dir(folder(state)) else { return Vec::new() };
     let files = entries.filter_map(|entry| Some(entry.ok()?.path()));

@@ -31,7 +31,7 @@ fn what_left_is_listed_shown_verified_made_again_and_handed_over() {
     for line in &lines {
         *n_of_kind.entry(line["kind"].as_str().unwrap()).or_default() += 1;
     }
-    assert!(n_of_kind["update"] == 3 && n_of_kind["check_in"] >= 1, "{n_of_kind:?}");
+    assert_eq!((n_of_kind["update"], n_of_kind["check_in"]), (3, 1), "{n_of_kind:?}");
     assert!(n_of_kind["fetch_model"] >= 3 && n_of_kind["hello"] >= 1, "{n_of_kind:?}");
     assert!(!n_of_kind.contains_key("decline"), "{n_of_kind:?}");
 
