@@ -50,7 +50,7 @@ impl Document {
         }
     }
 
-    fn message(self, bytes: &[u8]) -> Vec<u8> {
+    pub(crate) fn message(self, bytes: &[u8]) -> Vec<u8> {
         [self.prefix(), bytes].concat()
     }
 }

@@ -43,6 +43,8 @@ pub(crate) enum Kind {
     UploadOffset,
     /// A released update: header, and bytes from an offset on.
     Update,
+    /// Its signature under a round's record.
+    Countersign,
 }
 
 impl Kind {
@@ -57,6 +59,7 @@ impl Kind {
             Self::FetchModel => "fetch_model",
             Self::UploadOffset => "upload_offset",
             Self::Update => "update",
+            Self::Countersign => "countersign",
         }
     }
 }

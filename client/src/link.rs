@@ -8,12 +8,15 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
 use comity_certs::{
-    CertificateSummary, Clock, Role, Seen, check_own, client_config_at, explain, read_key_pem,
+    CertificateSummary, Clock, Role, Seen, Signer, Verifier, check_own, client_config_at, explain,
+    read_key_pem,
 };
-use comity_federation::{ClientId, Contribution, ModelDigest, PlanDigest, RunId};
+use comity_federation::{
+    ClientId, Contribution, ModelDigest, PlanDigest, RecordDigest, RunId, Signature, SignedReceipt,
+};
 use comity_journal::{BlobError, BlobStore, BlobWriter};
 use comity_proto::chunk::{CHUNK_BYTES, Reassembly};
-use comity_proto::convert::update_header;
+use comity_proto::convert::{signed_receipt, update_header};
 use comity_proto::limits::{BACKOFF, MESSAGE_BYTES_MAX, PROGRESS_TIMEOUT, QUEUED_CHUNKS_MAX};
 use comity_proto::transport::{ConnectError, Dial, connect_over, fraction};
 use comity_proto::v1::federation_client::FederationClient;
@@ -30,6 +33,10 @@ use crate::egress::{About, Egress, EgressError, Kind};
 /// The node's own certificate and what it trusts.
 pub(crate) struct Credentials {
     pub(crate) summary: CertificateSummary,
+    /// Signs records.
+    pub(crate) signer: Signer,
+    /// Checks what others signed.
+    pub(crate) verifier: Verifier,
     tls: Arc<rustls::ClientConfig>,
     clock: Clock,
 }
@@ -52,7 +59,9 @@ impl Credentials {
             || format!("certificate.pem, key.pem and root.pem in {} cannot be used", dir.display());
         let summary = check_own(&certificate, &key, &root, clock.date()).with_context(files)?;
         let tls = client_config_at(&certificate, &key, &root, Arc::new(clock.clone()))?;
-        Ok(Self { summary, tls, clock: clock.clone() })
+        let signer = Signer::of_pem(&certificate, &key).with_context(files)?;
+        let verifier = Verifier::new(&summary.identity.federation, &root)?;
+        Ok(Self { summary, signer, verifier, tls, clock: clock.clone() })
     }
 
     /// The client that the certificate names.
@@ -157,13 +166,20 @@ impl Link {
         Ok(Self { client, metadata, egress, hello })
     }
 
-    /// The stream of assignments; `open` are the runs that this node believes to be open.
+    /// The stream of assignments; `open` are the runs that this node believes to be open, each with the round of
+    /// the latest record that it holds.
     pub(crate) async fn follow(
         &mut self,
-        open: Vec<RunId>,
+        open: Vec<(RunId, Option<u32>)>,
     ) -> Result<Streaming<v1::Assignment>, CallError> {
-        let open_run_ids = open.iter().map(RunId::to_string).collect();
-        let request = v1::FollowRequest { open_run_ids, ..Default::default() };
+        let open_run_ids = open.iter().map(|(run, _)| run.to_string()).collect();
+        let records_held = open
+            .iter()
+            .filter_map(|(run, round)| {
+                round.map(|round| v1::RecordHeld { run_id: run.to_string(), round })
+            })
+            .collect();
+        let request = v1::FollowRequest { open_run_ids, records_held };
         let request = self.egress.message(Kind::Follow, About::default(), request)?;
         Ok(self.metadata.follow(request.into_message()).await?.into_inner())
     }
@@ -199,6 +215,26 @@ impl Link {
         let about = About { round: Some(round), ..About::run(run) };
         let request = self.egress.message(Kind::Withdraw, about, request)?;
         self.metadata.withdraw(request.into_message()).await?;
+        Ok(())
+    }
+
+    /// Hands over this node's signature under a record.
+    pub(crate) async fn countersign(
+        &mut self,
+        run: &RunId,
+        round: u32,
+        digest: RecordDigest,
+        signature: &Signature,
+    ) -> Result<(), CallError> {
+        let request = v1::CountersignRequest {
+            run_id: run.to_string(),
+            round,
+            record_digest: digest.0.to_vec().into(),
+            signature: Some(signature.into()),
+        };
+        let about = About { round: Some(round), ..About::run(run) };
+        let request = self.egress.message(Kind::Countersign, about, request)?;
+        self.metadata.countersign(request.into_message()).await?;
         Ok(())
     }
 
@@ -290,10 +326,13 @@ impl Link {
         run: &RunId,
         contribution: &Contribution,
         blobs: &BlobStore,
-    ) -> Result<(), CallError> {
+    ) -> Result<Option<SignedReceipt>, CallError> {
         let (mut pause, mut n_again) = (BACKOFF.0, 0);
         loop {
-            let Err(status) = self.send(run, contribution, blobs).await? else { return Ok(()) };
+            let status = match self.send(run, contribution, blobs).await? {
+                Ok(reply) => return signed_receipt(reply).map_err(|error| lost(&error)),
+                Err(status) => status,
+            };
             match status.code() {
                 Code::ResourceExhausted => {
                     info!(%run, reason = status.message(), "update not taken yet");
@@ -317,7 +356,7 @@ impl Link {
         run: &RunId,
         contribution: &Contribution,
         blobs: &BlobStore,
-    ) -> Result<Result<(), Status>, CallError> {
+    ) -> Result<Result<v1::SubmitReply, Status>, CallError> {
         let unreadable = |e: &dyn fmt::Display| {
             CallError::Lost(format!("the stored update cannot be read: {e}"))
         };
@@ -335,7 +374,7 @@ impl Link {
         };
         let from = match asked.map(|reply| reply.map(tonic::Response::into_inner)) {
             Ok(None) => 0,
-            Ok(Some(reply)) if reply.already_had_it => return Ok(Ok(())),
+            // Of what had arrived before, the header alone is answered with the receipt.
             Ok(Some(reply)) => reply.offset,
             // A coordinator of the version before takes an update from its first byte only.
             Err(status) if status.code() == Code::Unimplemented => 0,
@@ -377,7 +416,7 @@ impl Link {
         if let Ok(Err(error)) = feed.await {
             return Err(unreadable(&error));
         }
-        Ok(reply.map(drop))
+        Ok(reply.map(tonic::Response::into_inner))
     }
 }
 

@@ -36,6 +36,8 @@ Examples:
   comity-client privacy verify             the proof, from the node's own journal
   comity-client egress list --last 20      what left this institution
   comity-client egress export --out f.json everything that left, signed, for a regulator
+  comity-client receipts verify            did the coordinator count what we sent, as it signed?
+  comity-client receipts compare FILE      was another member shown the same?
   comity-client journal show --last 20     what happened last"
 )]
 struct Cli {
@@ -72,6 +74,9 @@ enum Command {
     /// Everything that left this institution: list it, check it, make it again, hand it over.
     #[command(subcommand)]
     Egress(EgressCommand),
+    /// What the coordinator signed: receipts for updates, and the record of every round.
+    #[command(subcommand)]
+    Receipts(ReceiptsCommand),
     /// Check and list the node's own record of everything; works while it runs.
     #[command(subcommand)]
     Journal(JournalCommand),
@@ -155,6 +160,44 @@ enum PlanCommand {
         /// The new file to write.
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum ReceiptsCommand {
+    /// List the rounds with their records, own updates and receipts.
+    List {
+        /// Only those of this run.
+        #[arg(long)]
+        run: Option<RunId>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check every signature and every link, and own releases against them.
+    Verify {
+        /// Only those of this run.
+        run: Option<RunId>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write the papers of a run to a file, for another member to compare.
+    Export {
+        /// Which run.
+        run: RunId,
+        /// The file to write.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Compare with the export of another member: were we all shown the same?
+    Compare {
+        /// What `receipts export` wrote there.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -324,6 +367,18 @@ fn main() -> ExitCode {
         }
         Command::Plan(PlanCommand::Sign { plan, out }) => {
             commands::plan::sign(&cli.config, &plan, &out).map(|()| true)
+        }
+        Command::Receipts(ReceiptsCommand::List { run, json }) => {
+            commands::receipts::list(&cli.config, run.as_ref(), json).map(|()| true)
+        }
+        Command::Receipts(ReceiptsCommand::Verify { run, json }) => {
+            commands::receipts::verify(&cli.config, run.as_ref(), json)
+        }
+        Command::Receipts(ReceiptsCommand::Export { run, out }) => {
+            commands::receipts::export(&cli.config, &run, &out).map(|()| true)
+        }
+        Command::Receipts(ReceiptsCommand::Compare { file, json }) => {
+            commands::receipts::compare(&cli.config, &file, json)
         }
         Command::Journal(JournalCommand::Verify { json }) => {
             commands::journal::verify(&cli.config, json).map(|()| true)

@@ -2,6 +2,8 @@
 //! follows the coordinator, steps the machines, makes each step durable before its effects,
 //! trains one round at a time, and comes back after every loss of the connection.
 
+mod papers;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
@@ -21,9 +23,11 @@ use comity_proto::limits::{BACKOFF, PLAN_BYTES_MAX};
 use comity_proto::transport::fraction;
 use comity_proto::v1::{self, assignment::What};
 use tokio::sync::{Mutex, oneshot, watch};
+use tokio::task::JoinSet;
 use tonic::Streaming;
 use tracing::{debug, info, warn};
 
+use self::papers::Outstanding;
 use crate::config;
 use crate::consent::{Ordered, Scales};
 use crate::decisions::{self, Decision};
@@ -56,6 +60,10 @@ pub struct Node {
     training: Option<(Task, oneshot::Receiver<Trained>)>,
     /// Held by the one download that writes its staged part.
     download_turn: Arc<Mutex<()>>,
+    /// Records that were checked and are to be countersigned.
+    outstanding: Outstanding,
+    /// Countersignatures on their way.
+    countersigning: JoinSet<()>,
     /// Runs that ended since the node started.
     n_ended: u32,
 }
@@ -103,6 +111,8 @@ impl Node {
             model_bytes: BTreeMap::new(),
             training: None,
             download_turn: Arc::default(),
+            outstanding: Outstanding::default(),
+            countersigning: JoinSet::new(),
             n_ended: 0,
         })
     }
@@ -194,13 +204,17 @@ impl Node {
                 return Ok(Left::Lost(lost));
             }
         }
-        let mut assignments = match following.follow(self.parts.keys().cloned().collect()).await {
+        self.countersign_again();
+        let held = |part: &Part| part.book.latest().map(|(round, _)| round);
+        let open = self.parts.iter().map(|(run, part)| (run.clone(), held(part))).collect();
+        let mut assignments = match following.follow(open).await {
             Ok(assignments) => assignments,
             Err(CallError::Lost(why)) => return Ok(Left::Lost(why)),
             Err(CallError::Refused(status)) => return Ok(Left::Lost(status.message().to_owned())),
         };
         loop {
             if exit_after_runs > 0 && self.n_ended >= exit_after_runs {
+                self.countersign_rest(&wire).await;
                 return Ok(Left::Done);
             }
             if let Err(lost) = self.look(&mut wire).await? {
@@ -215,6 +229,10 @@ impl Node {
                 trained = finished(&mut self.training) => self.trained(&mut wire, trained).await?,
                 ended = wire.ended() => self.transferred(&mut wire, ended).await?,
                 () = tokio::time::sleep(LOOK_PAUSE) => Ok(()),
+                () = self.outstanding.due() => {
+                    self.countersign(&wire);
+                    Ok(())
+                }
                 _ = stop.wait_for(|stop| *stop) => return Ok(Left::Done),
             };
             if let Err(lost) = outcome {
@@ -227,7 +245,11 @@ impl Node {
     fn move_on(&mut self, wire: &mut Wire) {
         let Some(link) = wire.link.clone() else { return };
         let parts = &self.parts;
-        let part = |run: &RunId| parts.get(run).map(|part| &part.participant);
+        // Nothing more leaves for a run whose coordinator is not believed.
+        let part = |run: &RunId| {
+            let part = parts.get(run).filter(|part| part.book.breach().is_none());
+            part.map(|part| &part.participant)
+        };
         wire.keep(
             |update| part(&update.run).is_some_and(|p| p.has_to_send(&update.contribution)),
             |task| part(&task.run).is_some_and(|p| p.has_to_train(task)),
@@ -280,6 +302,14 @@ impl Node {
                 })();
                 match task {
                     Ok(task) => {
+                        if let Some(reason) = self.refusal(&task) {
+                            warn!(%run, round = task.round, reason, "round not served");
+                            let Some(link) = &mut wire.link else { return Ok(Ok(())) };
+                            return Ok(settle(
+                                &run,
+                                link.withdraw(&run, task.round, &reason).await,
+                            ));
+                        }
                         self.model_bytes.insert(run.clone(), train.model_bytes);
                         self.step(wire, &run, ParticipantEvent::Assigned { task }).await
                     }
@@ -287,6 +317,9 @@ impl Node {
                 }
             }
             Some(What::Ended(ended)) => {
+                if let Err(lost) = self.check_finish(wire, &run, &ended).await? {
+                    return Ok(Err(lost));
+                }
                 let status = match ended.reason.as_str() {
                     "" => ended.status,
                     reason => format!("{}: {reason}", ended.status),
@@ -301,7 +334,8 @@ impl Node {
                 }
                 Ok(outcome)
             }
-            Some(What::Record(_)) | None => {
+            Some(What::Record(record)) => self.recorded(wire, run, record).await,
+            None => {
                 warn!(%run, "assignment of an unknown kind; update this software");
                 Ok(Ok(()))
             }
@@ -545,7 +579,7 @@ impl Node {
             debug!(%run, "news of a run that this node does not know");
             return Ok(Ok(()));
         };
-        let effects = match part.participant.step(event.clone()) {
+        let effects = match part.step(event.clone()) {
             Ok(effects) => effects,
             Err(refusal) => {
                 warn!(%run, %refusal, "the coordinator's message was refused");
@@ -584,7 +618,7 @@ impl Node {
         effect: ParticipantEffect,
     ) -> anyhow::Result<Result<(), String>> {
         use ParticipantEffect as Do;
-        Ok(match (effect, &mut wire.link) {
+        Ok(match (self.instead(run, effect), &mut wire.link) {
             (Do::Train(task), _) => {
                 let mut waiting =
                     self.training.iter().map(|(current, _)| current).chain(&self.queue);
@@ -641,7 +675,17 @@ impl Node {
                     Err(CallError::Refused(status)) => {
                         warn!(%run, round, reason = status.message(), "update not accepted");
                     }
-                    Ok(()) => info!(%run, round, bytes, "update accepted"),
+                    Ok(receipt) => {
+                        info!(%run, round, bytes, "update accepted");
+                        match receipt {
+                            Some(receipt) => {
+                                if let Err(lost) = self.receipted(wire, &run, receipt).await? {
+                                    return Ok(Err(lost));
+                                }
+                            }
+                            None => warn!(%run, round, "the coordinator gave no receipt"),
+                        }
+                    }
                 }
                 failpoint::reach("client::after_submit");
                 self.step(wire, &run, ParticipantEvent::Settled { round }).await

@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Context as _;
 use comity_certs::Clock;
 use comity_federation::{
-    Contribution, Participant, ParticipantEvent, Plan, RunId, SignedConsent, SignedOrder, Time,
-    Update,
+    ClientId, Contribution, Countersignature, Participant, ParticipantEffect, ParticipantEvent,
+    Plan, Receipt, RecordBook, Rejection, RoundRecord, RunId, Signature, SignedConsent,
+    SignedOrder, Terms, Time, Update,
 };
 use comity_journal::{BlobStore, DirLock, Index, IndexState, Journal, JournalError, failpoint};
 use comity_privacy::{
@@ -58,6 +59,27 @@ pub(crate) enum Entry {
     Released { ledger: LedgerEntry, run: RunId, event: ParticipantEvent },
     /// Something was let out.
     Left { departure: Departure },
+    /// The coordinator's receipt for an update.
+    Receipt { receipt: Box<Receipt>, signature: Signature },
+    /// What the coordinator signed of a round, checked and countersigned by this node, and some of the other
+    /// clients' signatures under the record before.
+    Record {
+        client: ClientId,
+        record: Box<RoundRecord>,
+        signature: Signature,
+        countersignature: Signature,
+        witnesses: Vec<Countersignature>,
+    },
+    /// Why the coordinator of a run is not believed any more, and what it signed that shows it.
+    Breach { run: RunId, reason: String, evidence: Option<Evidence>, now: Time },
+}
+
+/// What a coordinator signed and cannot have meant.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "evidence", rename_all = "snake_case")]
+pub(crate) enum Evidence {
+    Record { record: Box<RoundRecord>, signature: Signature },
+    Receipt { receipt: Box<Receipt>, signature: Signature },
 }
 
 /// A run that is over, as the index keeps it.
@@ -79,6 +101,10 @@ pub(crate) struct Part {
     pub(crate) consents: Vec<SignedConsent>,
     /// What the steward has decided.
     pub(crate) decision: Option<Decision>,
+    /// What the coordinator signed of it.
+    pub(crate) book: RecordBook,
+    /// The latest record.
+    pub(crate) record: Option<RoundRecord>,
 }
 
 impl Part {
@@ -88,12 +114,50 @@ impl Part {
             Some(Ordered { order, consents }) => (Some(order), consents),
             None => (None, Vec::new()),
         };
-        Self { participant, plan: Arc::new(plan), offered, order, consents, decision: None }
+        Self {
+            participant,
+            plan: Arc::new(plan),
+            offered,
+            order,
+            consents,
+            decision: None,
+            book: RecordBook::default(),
+            record: None,
+        }
     }
 
     /// The operator who ordered it.
     pub(crate) fn ordered_by(&self) -> &str {
         self.order.as_ref().map_or("-", |signed| &signed.order.by)
+    }
+
+    /// Steps the machine; what it releases is noted in the book.
+    pub(crate) fn step(
+        &mut self,
+        event: ParticipantEvent,
+    ) -> Result<Vec<ParticipantEffect>, Rejection> {
+        let released = match &event {
+            ParticipantEvent::Trained { contribution } => Some(contribution.clone()),
+            _ => None,
+        };
+        let effects = self.participant.step(event)?;
+        if let Some(contribution) = released {
+            self.book.released(&contribution);
+        }
+        Ok(effects)
+    }
+
+    /// Takes a record that was checked by `client`, whose node this is.
+    pub(crate) fn take(&mut self, client: &ClientId, record: RoundRecord) {
+        let terms = Terms {
+            federation: &record.federation,
+            run: &record.run,
+            plan: &self.plan,
+            plan_digest: record.plan,
+            me: Some(client),
+        };
+        self.book.take(&terms, &record);
+        self.record = Some(record);
     }
 }
 
@@ -176,12 +240,34 @@ impl Folded {
                 }
                 Ok(())
             }
+            Entry::Receipt { receipt, .. } => {
+                let part = self.part(&record, &receipt.run)?;
+                part.book.take_receipt(&receipt);
+                Ok(())
+            }
+            Entry::Record { client, record: of_round, .. } => {
+                self.part(&record, &of_round.run)?.take(&client, *of_round);
+                Ok(())
+            }
+            Entry::Breach { run, reason, .. } => {
+                self.part(&record, &run)?.book.break_with(reason);
+                Ok(())
+            }
         }
     }
 
     /// How often the steward decided about `run`.
     pub(crate) fn n_decisions(&self, run: &RunId) -> usize {
         self.decisions.get(run).copied().unwrap_or_default()
+    }
+
+    fn part(
+        &mut self,
+        record: &comity_journal::Record,
+        run: &RunId,
+    ) -> Result<&mut Part, JournalError> {
+        let never = || record.refuse(format!("run {run} was never offered"));
+        self.parts.get_mut(run).ok_or_else(never)
     }
 
     fn step(
@@ -195,7 +281,7 @@ impl Folded {
             .get_mut(run)
             .ok_or_else(|| record.refuse(format!("run {run} was never offered")))?;
         let was_over = part.participant.ended().is_some();
-        part.participant.step(event).map_err(|e| record.refuse(e))?;
+        part.step(event).map_err(|e| record.refuse(e))?;
         // The ledger has no line of its own for a run's end: this one is it.
         if part.participant.ended().is_some() {
             self.left.retain(|(open, _), _| open != run);
@@ -215,6 +301,8 @@ pub(crate) struct Books(Arc<Mutex<Volumes>>);
 struct Volumes {
     journal: Journal,
     index: Index,
+    /// Records that may wait for the next one, and reach the disk with it.
+    deferred: Vec<Vec<u8>>,
 }
 
 impl Books {
@@ -225,7 +313,7 @@ impl Books {
     /// Writes a record of which the index keeps nothing.
     pub(crate) fn append(&self, entry: &Entry) -> anyhow::Result<()> {
         let mut books = self.open();
-        books.journal.append_json(entry)?;
+        books.write(entry)?;
         books.mark()
     }
 
@@ -234,11 +322,19 @@ impl Books {
     pub(crate) fn open_empty(dir: &Path) -> Self {
         let (journal, _) = Journal::open(journal_path(dir)).unwrap();
         let (index, _) = Index::open(dir.join("index"), journal.head()).unwrap();
-        Self(Arc::new(Mutex::new(Volumes { journal, index })))
+        Self(Arc::new(Mutex::new(Volumes { journal, index, deferred: Vec::new() })))
     }
 }
 
 impl Volumes {
+    /// Makes `entry` durable, and what waited for it before.
+    fn write(&mut self, entry: &Entry) -> Result<(), JournalError> {
+        let payload = serde_json::to_vec(entry).map_err(JournalError::Encode)?;
+        let mut payloads = std::mem::take(&mut self.deferred);
+        payloads.push(payload);
+        self.journal.append_all(&payloads).map(drop)
+    }
+
     fn put_if_ended(&self, run: &RunId, part: &Part) -> anyhow::Result<()> {
         if let Some(status) = part.participant.ended() {
             let ended = EndedRun { name: part.plan.name.clone(), status: status.to_owned() };
@@ -290,7 +386,7 @@ impl Store {
         if let Some(aside) = index.set_aside() {
             warn!(reason = aside.reason, moved_to = %aside.path.display(), "index set aside");
         }
-        let books = Volumes { journal, index };
+        let books = Volumes { journal, index, deferred: Vec::new() };
         if state == IndexState::Fresh {
             for (run, part) in &parts {
                 books.put_if_ended(run, part)?;
@@ -379,6 +475,18 @@ impl Store {
         year::epsilon(&self.ledger, &self.opened, now, Some(run.as_str()), schedule)
     }
 
+    /// Makes a record durable.
+    pub(crate) fn append(&self, entry: &Entry) -> anyhow::Result<()> {
+        self.books.append(entry)
+    }
+
+    /// Makes a record durable with the next one: nothing that follows from it can leave before, because whatever
+    /// leaves has a record of its own.
+    pub(crate) fn defer(&self, entry: Entry) {
+        let payload = serde_json::to_vec(&entry).expect("papers are text and whole numbers");
+        self.books.open().deferred.push(payload);
+    }
+
     /// Makes a step of `part` durable, after the fact that it was accepted.
     pub(crate) fn stepped(
         &mut self,
@@ -387,7 +495,7 @@ impl Store {
         event: ParticipantEvent,
     ) -> anyhow::Result<()> {
         let mut books = self.books.open();
-        books.journal.append_json(&Entry::Stepped { run: run.clone(), event })?;
+        books.write(&Entry::Stepped { run: run.clone(), event })?;
         if part.participant.ended().is_some() {
             self.ledger.close(run.as_str());
         }
@@ -407,7 +515,7 @@ impl Store {
         }
         let mut books = self.books.open();
         let wrap = |ledger| Entry::Ledger { ledger, now: Some(now) };
-        let mut lines = Lines { journal: &mut books.journal, wrap };
+        let mut lines = Lines { books: &mut books, wrap };
         let is_private = !charge.is_exempt();
         let reservation = self.ledger.reserve(&mut lines, key, charge)?;
         books.mark()?;
@@ -430,7 +538,7 @@ impl Store {
         let run = update.run.clone();
         let mut books = self.books.open();
         let mut lines = Lines {
-            journal: &mut books.journal,
+            books: &mut books,
             wrap: |ledger| Entry::Released { ledger, run: run.clone(), event: event.clone() },
         };
         self.ledger.commit(&mut lines, update.release.receipt(), stored)?;
@@ -467,14 +575,14 @@ pub(crate) fn journal_path(dir: &Path) -> std::path::PathBuf {
 
 /// Writes ledger entries as lines of the journal.
 struct Lines<'a, W> {
-    journal: &'a mut Journal,
+    books: &'a mut Volumes,
     wrap: W,
 }
 
 impl<W: Fn(LedgerEntry) -> Entry> LedgerStore for Lines<'_, W> {
     fn append(&mut self, entry: &LedgerEntry) -> Result<(), String> {
         let entry = (self.wrap)(entry.clone());
-        self.journal.append_json(&entry).map(|_| ()).map_err(|e| e.to_string())
+        self.books.write(&entry).map_err(|e| e.to_string())
     }
 }
 

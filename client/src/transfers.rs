@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 
-use comity_federation::{Contribution, RunId, Task};
+use comity_federation::{Contribution, RunId, SignedReceipt, Task};
 
 use crate::link::{CallError, Link};
 
@@ -20,7 +20,7 @@ pub(crate) struct Wire {
     pub(crate) link: Option<Link>,
     /// Updates that wait for the one under way.
     waiting: VecDeque<Outgoing>,
-    upload: Option<(Outgoing, Transfer<()>)>,
+    upload: Option<(Outgoing, Transfer<Option<SignedReceipt>>)>,
     download: Option<(Task, Transfer<()>)>,
 }
 
@@ -33,7 +33,8 @@ pub(crate) struct Outgoing {
 
 /// A transfer that came to its end.
 pub(crate) enum Ended {
-    Upload(Outgoing, Result<(), CallError>),
+    /// With the receipt, unless the coordinator gave none.
+    Upload(Outgoing, Result<Option<SignedReceipt>, CallError>),
     Download(Task, Result<(), CallError>),
 }
 
@@ -58,7 +59,7 @@ impl Wire {
     pub(crate) fn start_upload(
         &mut self,
         update: Outgoing,
-        transfer: impl Future<Output = Result<(), CallError>> + Send + 'static,
+        transfer: impl Future<Output = Result<Option<SignedReceipt>, CallError>> + Send + 'static,
     ) {
         self.upload = Some((update, Box::pin(transfer)));
     }

@@ -5,6 +5,8 @@
 //! on their stream, operators who watch) are told only *that* something changed and ask for the
 //! state, so a slow or lost follower can miss nothing.
 
+mod records;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,18 +14,21 @@ use std::time::Duration;
 use anyhow::Context as _;
 use comity_certs::Clock;
 use comity_federation::{
-    Admission, Aggregation, ClientId, Command, Contribution, Effect, Event, ModelDigest,
-    OrderRefusal, Outcome, Plan, PlanDigest, PlanError, Rejection, Run, RunId, RunReport, Task,
-    Time, UpdateDigest,
+    Admission, Aggregation, ClientId, Command, Contribution, Effect, Event, Launched, ModelDigest,
+    OrderRefusal, Outcome, Plan, PlanDigest, PlanError, Receipt, Rejection, RoundRecord, Run,
+    RunId, RunReport, SignedRecord, Task, Time, UpdateDigest,
 };
 use comity_journal::{BlobStore, failpoint};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use self::records::Waiting;
+pub(crate) use self::records::{Countersigned, RecordsHeld};
 use crate::aggregate;
+use crate::papers::Papers;
 use crate::presence::Presence;
-use crate::store::{Entry, Launch, Store};
+use crate::store::{Entry, Launch, Store, recorded};
 
 /// Requests that wait for the driver; a service waits in turn when it is full.
 const REQUESTS_MAX: usize = 256;
@@ -45,6 +50,8 @@ pub(crate) enum DriverError {
     UnknownRun(RunId),
     #[error("the coordinator cannot store anything: {0}; see its log")]
     Storage(String),
+    #[error("round {round} of run {run} has no record")]
+    NoRecord { run: RunId, round: u32 },
     #[error("the coordinator no longer has the bytes of update {0}; send it again")]
     BytesGone(UpdateDigest),
     #[error("the coordinator is stopping; try again when it is back")]
@@ -63,6 +70,8 @@ pub(crate) enum Assignment {
         /// What the run was launched by; a run of an earlier version has none.
         launch: Option<Arc<Launch>>,
     },
+    /// What happened in a round, with other clients' signatures under the record before.
+    Record { run: RunId, record: Arc<SignedRecord> },
     /// A round that waits for the client.
     Train(Task),
     /// The run is over.
@@ -80,15 +89,72 @@ pub(crate) struct Admitted {
 type Reply<T> = oneshot::Sender<Result<T, DriverError>>;
 
 enum Request {
-    Launch { plan: Box<Plan>, launch: Box<Launch>, reply: Reply<(RunId, PlanDigest)> },
-    Step { run: RunId, event: Event, by: Option<String>, reply: Reply<bool> },
-    Admit { run: RunId, client: ClientId, contribution: Contribution, reply: Reply<Admitted> },
-    Assignments { client: ClientId, open: Vec<RunId>, reply: Reply<Vec<Assignment>> },
-    Plan { run: RunId, reply: Reply<Plan> },
-    Report { run: RunId, reply: Reply<RunReport> },
-    Reports { reply: Reply<Vec<RunReport>> },
-    Folded { run: RunId, round: u32, folded: anyhow::Result<Folded> },
-    Discard { update: UpdateDigest },
+    Launch {
+        plan: Box<Plan>,
+        launch: Box<Launch>,
+        reply: Reply<(RunId, PlanDigest)>,
+    },
+    Step {
+        run: RunId,
+        event: Event,
+        by: Option<String>,
+        reply: Reply<bool>,
+    },
+    Admit {
+        run: RunId,
+        client: ClientId,
+        contribution: Contribution,
+        reply: Reply<Admitted>,
+    },
+    Assignments {
+        client: ClientId,
+        open: Vec<RunId>,
+        held: RecordsHeld,
+        reply: Reply<Vec<Assignment>>,
+    },
+    Receipt {
+        run: RunId,
+        client: ClientId,
+        update: UpdateDigest,
+        reply: Reply<Option<Receipt>>,
+    },
+    Record {
+        run: RunId,
+        round: u32,
+        client: ClientId,
+        reply: Reply<RoundRecord>,
+    },
+    Countersigned {
+        signed: Countersigned,
+        reply: Reply<()>,
+    },
+    LaunchOf {
+        run: RunId,
+        reply: Reply<(Launched, Time)>,
+    },
+    Records {
+        run: RunId,
+        reply: Reply<Vec<SignedRecord>>,
+    },
+    Plan {
+        run: RunId,
+        reply: Reply<Plan>,
+    },
+    Report {
+        run: RunId,
+        reply: Reply<RunReport>,
+    },
+    Reports {
+        reply: Reply<Vec<RunReport>>,
+    },
+    Folded {
+        run: RunId,
+        round: u32,
+        folded: anyhow::Result<Folded>,
+    },
+    Discard {
+        update: UpdateDigest,
+    },
 }
 
 /// A handle by which services reach the driver.
@@ -97,6 +163,7 @@ pub(crate) struct DriverHandle {
     requests: mpsc::Sender<Request>,
     changes: watch::Receiver<u64>,
     presence: Presence,
+    papers: Papers,
     blobs: Arc<BlobStore>,
 }
 
@@ -143,13 +210,15 @@ impl DriverHandle {
         self.ask(|reply| Request::Admit { run, client, contribution, reply }).await
     }
 
-    /// What `client` should know now; `open` are the runs that it believes to be open.
+    /// What `client` should know now; `open` are the runs that it believes to be open, `held` the latest
+    /// records that it holds.
     pub(crate) async fn assignments(
         &self,
         client: ClientId,
         open: Vec<RunId>,
+        held: RecordsHeld,
     ) -> Result<Vec<Assignment>, DriverError> {
-        self.ask(|reply| Request::Assignments { client, open, reply }).await
+        self.ask(|reply| Request::Assignments { client, open, held, reply }).await
     }
 
     /// Has the bytes of an update removed that was refused when they had come, unless a run needs them.
@@ -183,6 +252,11 @@ impl DriverHandle {
         &self.presence
     }
 
+    /// What the coordinator signs with.
+    pub(crate) fn papers(&self) -> &Papers {
+        &self.papers
+    }
+
     /// The models and updates.
     pub(crate) fn blobs(&self) -> &Arc<BlobStore> {
         &self.blobs
@@ -197,6 +271,7 @@ pub(crate) struct Driver {
     /// The time of the runs when the driver was made, and when that was: from then on it passes as
     /// durations do, so that a clock that is set back or forward neither stretches nor cuts a round.
     opened: (Time, Instant),
+    papers: Papers,
     store: Store,
     runs: BTreeMap<RunId, Run>,
     requests: mpsc::Receiver<Request>,
@@ -206,12 +281,15 @@ pub(crate) struct Driver {
     presence: Presence,
     /// Runs whose fold the disk refused, and when it is tried again.
     fold_again: BTreeMap<RunId, Instant>,
+    /// Countersignatures that are not on the disk yet.
+    waiting: Waiting,
 }
 
 impl Driver {
     /// A driver over what the store replayed, and a handle to it.
     pub(crate) fn new(
         clock: &Clock,
+        papers: Papers,
         store: Store,
         runs: BTreeMap<RunId, Run>,
     ) -> (Self, DriverHandle) {
@@ -222,13 +300,25 @@ impl Driver {
             requests: sender.clone(),
             changes: news,
             presence: presence.clone(),
+            papers: papers.clone(),
             blobs: store.blobs(),
         };
         let to_self = sender.downgrade();
         // A clock that was set back while the coordinator was gone must not repeat a past.
         let opened = (clock.now().max(store.last()), Instant::now());
         let fold_again = BTreeMap::new();
-        let driver = Self { opened, store, runs, requests, to_self, changes, presence, fold_again };
+        let driver = Self {
+            opened,
+            papers,
+            store,
+            runs,
+            requests,
+            to_self,
+            changes,
+            presence,
+            fold_again,
+            waiting: Waiting::default(),
+        };
         (driver, handle)
     }
 
@@ -264,7 +354,8 @@ impl Driver {
 
     fn until_next_deadline(&self) -> Duration {
         let now = self.now();
-        let folds = self.fold_again.values().map(|at| at.saturating_duration_since(Instant::now()));
+        let folds = self.fold_again.values().copied().chain(self.countersignatures_due());
+        let folds = folds.map(|at| at.saturating_duration_since(Instant::now()));
         self.runs
             .values()
             .filter_map(Run::deadline)
@@ -276,6 +367,7 @@ impl Driver {
     }
 
     fn tick(&mut self) -> anyhow::Result<()> {
+        self.flush_countersignatures()?;
         let now = self.now();
         let due: Vec<RunId> = self
             .runs
@@ -329,8 +421,23 @@ impl Driver {
             Request::Admit { run, client, contribution, reply } => {
                 let _ = reply.send(self.admit(&run, client, &contribution)?);
             }
-            Request::Assignments { client, open, reply } => {
-                let _ = reply.send(self.assignments(&client, &open));
+            Request::Assignments { client, open, held, reply } => {
+                let _ = reply.send(self.assignments(&client, &open, &held));
+            }
+            Request::Receipt { run, client, update, reply } => {
+                let _ = reply.send(self.receipt(&run, &client, update));
+            }
+            Request::Record { run, round, client, reply } => {
+                let _ = reply.send(self.record(&run, round, &client));
+            }
+            Request::Countersigned { signed, reply } => self.countersigned(signed, reply),
+            Request::LaunchOf { run, reply } => {
+                let launch = self.store.launch_of(&run).cloned();
+                let launch = launch.map(|launch| (launch, self.now()));
+                let _ = reply.send(launch.ok_or(DriverError::UnknownRun(run)));
+            }
+            Request::Records { run, reply } => {
+                let _ = reply.send(self.records(&run));
             }
             Request::Plan { run, reply } => {
                 let answer = self.plan(&run);
@@ -375,7 +482,7 @@ impl Driver {
             .context("the first model cannot be stored")?;
         let digest = plan.digest();
         failpoint::reach("coordinator::before_launch");
-        self.store.append(&Entry::Launched {
+        self.append(vec![Entry::Launched {
             run: id.clone(),
             plan: Box::new(plan.clone()),
             start,
@@ -383,7 +490,7 @@ impl Driver {
             by: by.clone(),
             order: Some(Box::new(launch.order.clone())),
             consents: launch.consents.clone(),
-        })?;
+        }])?;
         self.store.launched(&id, launch);
         failpoint::reach("coordinator::after_launch");
         let run = Run::new(id.clone(), plan, start, now);
@@ -436,8 +543,14 @@ impl Driver {
         let mut effects = effects.into_iter();
         assert_eq!(effects.next(), Some(Effect::Record), "Record comes first");
         failpoint::reach("coordinator::before_record");
-        self.store.append(&Entry::Stepped { run: id.clone(), now, event, by })?;
+        let signed = if closes_a_round { self.sign_last_round(id) } else { None };
+        let mut entries = vec![Entry::Stepped { run: id.clone(), now, event, by }];
+        entries.extend(signed.as_ref().map(recorded));
+        self.append(entries)?;
         failpoint::reach("coordinator::after_record");
+        if let Some(signed) = &signed {
+            self.store.put_record(signed)?;
+        }
         let run = &self.runs[id];
         self.store.index(run)?;
         failpoint::reach("coordinator::after_index");
@@ -451,6 +564,16 @@ impl Driver {
         }
         self.announce();
         Ok(Ok(true))
+    }
+
+    /// The record of the round of `id` that has just got its model.
+    fn sign_last_round(&self, id: &RunId) -> Option<SignedRecord> {
+        let run = &self.runs[id];
+        let previous = self.store.latest_record(id).map(|(_, digest)| digest);
+        // The next round may have been opened by the same step.
+        let rounds = run.rounds_from(run.n_rounds().saturating_sub(2));
+        let closed = rounds.iter().rfind(|round| round.model.is_some())?;
+        self.papers.record(id, run.plan_digest(), previous, closed)
     }
 
     fn perform(&self, id: &RunId, plan: &Plan, effect: Effect) {
@@ -522,6 +645,7 @@ impl Driver {
         &self,
         client: &ClientId,
         open: &[RunId],
+        held: &RecordsHeld,
     ) -> Result<Vec<Assignment>, DriverError> {
         let mut assignments = Vec::new();
         for run in self.runs.values() {
@@ -537,6 +661,11 @@ impl Driver {
                     launch: self.store.launch(run.id()),
                 });
             }
+            if run.is_member(client) {
+                let (id, first_round) = (run.id(), run.plan().first_round());
+                let held = held.get(id).copied();
+                assignments.extend(self.records_after(id, client, held, first_round)?);
+            }
             assignments.extend(run.task(client).map(Assignment::Train));
         }
         // In the order in which they were given: a client takes no order that is older than one it has seen.
@@ -547,6 +676,12 @@ impl Driver {
         for run in open.iter().filter(|run| !self.runs.contains_key(run)) {
             match self.report(run) {
                 Ok(report) if report.clients.iter().any(|c| c.client == *client) => {
+                    let standing = report.clients.iter().find(|c| c.client == *client);
+                    if standing.is_some_and(|c| Self::is_shown_records(c.standing)) {
+                        let first_round = self.plan(run)?.first_round();
+                        let held = held.get(run).copied();
+                        assignments.extend(self.records_after(run, client, held, first_round)?);
+                    }
                     assignments.push(Assignment::Ended { report });
                 }
                 Ok(_) | Err(DriverError::UnknownRun(_)) => {}

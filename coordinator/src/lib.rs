@@ -13,6 +13,7 @@ pub mod commands;
 mod config;
 mod driver;
 mod orders;
+mod papers;
 mod presence;
 mod retention;
 mod server;

@@ -24,6 +24,8 @@ Examples:
   comity-coordinator serve
   comity-coordinator run start plan.toml --watch
   comity-coordinator model export RUN --out model.safetensors
+  comity-coordinator model certify RUN --model model.safetensors --out papers
+  comity-coordinator receipts verify           are all records signed, by everybody who should?
   comity-coordinator journal verify            is the record whole, and where does it stand?
   comity-coordinator journal show --last 20    what happened last"
 )]
@@ -60,9 +62,53 @@ enum Command {
     /// Hand over models.
     #[command(subcommand)]
     Model(ModelCommand),
+    /// What was signed: the record of every round, and the clients' signatures under it.
+    #[command(subcommand)]
+    Receipts(ReceiptsCommand),
     /// Check and list the coordinator's own record of everything; works while it serves.
     #[command(subcommand)]
     Journal(JournalCommand),
+}
+
+#[derive(Subcommand)]
+enum ReceiptsCommand {
+    /// List the rounds with their records, who contributed and who signed.
+    List {
+        /// Only those of this run.
+        #[arg(long)]
+        run: Option<RunId>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check every signature and every link, and the records against the journal's own steps.
+    Verify {
+        /// Only those of this run.
+        run: Option<RunId>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write the papers of a run to a file, for another member to compare.
+    Export {
+        /// Which run.
+        run: RunId,
+        /// Ask the coordinator instead of reading its folder; this is the run's plan, TOML.
+        #[arg(long, value_name = "PLAN")]
+        remote: Option<PathBuf>,
+        /// The file to write.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Compare with the export of another member: were we all shown the same?
+    Compare {
+        /// What `receipts export` wrote there.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -223,6 +269,41 @@ enum ModelCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Have the coordinator sign how a run's model came about: certificate.json, and a page to print.
+    Certify {
+        /// As printed by `run start`.
+        run: RunId,
+        /// What `comity-sim evaluate --json` printed.
+        #[arg(long, value_name = "FILE")]
+        evaluation: Option<PathBuf>,
+        /// The model's file as `model export` wrote it: its SHA-256 stands in the certificate.
+        #[arg(long, value_name = "FILE")]
+        model: Option<PathBuf>,
+        /// Folder for certificate.json and certificate.html.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check a certificate, a model's file against it and, with --records, every round; needs no coordinator.
+    Verify {
+        /// certificate.json.
+        #[arg(value_name = "CERTIFICATE")]
+        certificate: PathBuf,
+        /// The model's file.
+        #[arg(long, value_name = "FILE")]
+        model: PathBuf,
+        /// The federation's root.pem, from a source that you trust.
+        #[arg(long, value_name = "FILE")]
+        root: Option<PathBuf>,
+        /// What `receipts export` wrote, at the coordinator or at a client.
+        #[arg(long, value_name = "EXPORT")]
+        records: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -272,6 +353,28 @@ fn main() -> ExitCode {
             }
             RunCommand::Readmit { run, client, reason } => {
                 commands::run::readmit(&home, &run, &client, reason)
+            }
+        },
+        Command::Model(ModelCommand::Certify { run, evaluation, model, out, json }) => {
+            let (evaluation, model) = (evaluation.as_deref(), model.as_deref());
+            commands::certificate::certify(&home, &run, evaluation, model, &out, json)
+        }
+        Command::Model(ModelCommand::Verify { certificate, model, root, records, json }) => {
+            let (root, records) = (root.as_deref(), records.as_deref());
+            commands::certificate::verify(&certificate, &model, root, records, json)
+        }
+        Command::Receipts(command) => match command {
+            ReceiptsCommand::List { run, json } => {
+                commands::receipts::list(&home, run.as_ref(), json)
+            }
+            ReceiptsCommand::Verify { run, json } => {
+                commands::receipts::verify(&home, run.as_ref(), json)
+            }
+            ReceiptsCommand::Export { run, remote, out } => {
+                commands::receipts::export(&home, &run, remote.as_deref(), &out)
+            }
+            ReceiptsCommand::Compare { file, json } => {
+                commands::receipts::compare(&home, &file, json)
             }
         },
         Command::Model(ModelCommand::Export { run, round, out, json }) => {

@@ -25,6 +25,7 @@ use tracing::{error, warn};
 use crate::config::{Config, Home};
 use crate::driver::Driver;
 use crate::orders::Orders;
+use crate::papers::Papers;
 use crate::service::{Authenticate, ControlService, FederationService};
 use crate::store::Store;
 
@@ -38,6 +39,7 @@ pub struct Coordinator {
     /// The file of the roots.
     root: PathBuf,
     tls: Arc<rustls::ServerConfig>,
+    papers: Papers,
     store: Store,
     runs: BTreeMap<RunId, Run>,
     lock: DirLock,
@@ -77,7 +79,9 @@ impl Coordinator {
         }
         let tls = server_config_at(&certificate, &key, &root, Arc::new(clock.clone()))
             .with_context(files)?;
-        let (store, runs) = Store::open(home, config.storage.clone())?;
+        let papers = Papers::new(&certificate, &key, &root).with_context(files)?;
+        let (mut store, runs) = Store::open(home, config.storage.clone())?;
+        store.sign_missing(&papers)?;
         let damage = store.check_models(runs.values());
         for what in &damage {
             error!(
@@ -85,7 +89,7 @@ impl Coordinator {
             );
         }
         let root = home.certs().join("root.pem");
-        Ok(Self { config, clock, root, tls, store, runs, lock, damage })
+        Ok(Self { config, clock, root, tls, papers, store, runs, lock, damage })
     }
 
     /// Which open runs cannot go on because the disk no longer holds the model that was written, each
@@ -125,8 +129,8 @@ impl Coordinator {
         listener: L,
         mut stop: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
-        let Self { config, clock, root, tls, store, runs, lock, damage: _ } = self;
-        let (driver, handle) = Driver::new(&clock, store, runs);
+        let Self { config, clock, root, tls, papers, store, runs, lock, damage: _ } = self;
+        let (driver, handle) = Driver::new(&clock, papers, store, runs);
         let orders = Orders { federation: config.federation.clone(), root, clock: clock.clone() };
         let (all_stop, stopped) = watch::channel(false);
         let mut driver = tokio::spawn(driver.run(stopped.clone()));

@@ -1,18 +1,23 @@
 //! What a coordinator keeps: the journal (the truth), blobs (models and updates), and the sled
 //! index of round state, which is rebuilt from the journal whenever it does not match.
 
+mod records;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use comity_federation::{
-    Event, ModelDigest, Plan, RoundReport, Run, RunId, RunReport, SignedConsent, SignedOrder, Time,
+    ClientId, Event, Launched, ModelDigest, Plan, RecordDigest, RoundRecord, RoundReport, Run,
+    RunId, RunReport, Signature, SignedConsent, SignedOrder, Time,
 };
 use comity_journal::{BlobStore, Index, IndexState, Journal, failpoint};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+pub(crate) use self::records::recorded;
+use self::records::{RECORDS, Unsigned};
 use crate::aggregate;
 use crate::config::{Home, StorageConfig};
 use crate::retention::{Blobs, needed, used_lately};
@@ -64,6 +69,10 @@ pub(crate) enum Entry {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         by: Option<String>,
     },
+    /// The coordinator signed what happened in a round.
+    Recorded { record: Box<RoundRecord>, signature: Signature },
+    /// A client signed a round's record too.
+    Countersigned { run: RunId, round: u32, now: Time, client: ClientId, signature: Signature },
 }
 
 /// What a run was launched by, which every client checks.
@@ -86,6 +95,12 @@ pub(crate) struct Store {
     of_ended: Blobs,
     /// What each open run needed when it was looked at last.
     of_open: BTreeMap<RunId, Blobs>,
+    /// Round and digest of each run's latest record.
+    latest_records: BTreeMap<RunId, (u32, RecordDigest)>,
+    /// Who launched each run.
+    launched_by: BTreeMap<RunId, Launched>,
+    /// Closed rounds without a record, until [`sign_missing`](Self::sign_missing).
+    unsigned: Vec<Unsigned>,
 }
 
 impl Store {
@@ -97,8 +112,12 @@ impl Store {
         let mut runs = BTreeMap::new();
         let mut last = Time::default();
         let mut launches = BTreeMap::new();
+        let mut latest_records = BTreeMap::new();
+        let mut launched_by = BTreeMap::new();
         let journal = Journal::open_with(home.journal(), |record| {
-            match record.json::<Entry>()? {
+            let entry = record.json::<Entry>()?;
+            launched_by.extend(records::launch_in(&entry));
+            match entry {
                 Entry::Launched { run, plan, start, now, order, consents, .. } => {
                     last = last.max(now);
                     if let Some(order) = order {
@@ -114,6 +133,10 @@ impl Store {
                         .ok_or_else(|| record.refuse(format!("run {run} was never launched")))?;
                     machine.step(event, now).map_err(|e| record.refuse(e))?;
                 }
+                Entry::Recorded { record, .. } => {
+                    latest_records.insert(record.run.clone(), (record.round, record.digest()));
+                }
+                Entry::Countersigned { .. } => {}
             }
             Ok(())
         })?;
@@ -126,12 +149,29 @@ impl Store {
             warn!(reason = aside.reason, moved_to = %aside.path.display(), "index set aside");
         }
         let (of_ended, of_open) = (Blobs::new(), BTreeMap::new());
-        let mut store = Self { journal, blobs, index, last, kept, launches, of_ended, of_open };
+        let unsigned = runs
+            .values()
+            .flat_map(|run| Unsigned::of(run, latest_records.get(run.id()).copied()))
+            .collect();
+        let mut store = Self {
+            journal,
+            blobs,
+            index,
+            last,
+            kept,
+            launches,
+            of_ended,
+            of_open,
+            latest_records,
+            launched_by,
+            unsigned,
+        };
         if state == IndexState::Fresh {
             for run in runs.values() {
                 store.put_plan(run)?;
                 store.put(run, 0)?;
             }
+            store.index_records(&home.journal())?;
             store.mark()?;
             info!(runs = runs.len(), "index rebuilt from the journal");
         }
@@ -169,7 +209,7 @@ impl Store {
 
     fn blobs_of_index(&self) -> anyhow::Result<Blobs> {
         let mut found = Blobs::new();
-        for tree in [RUNS, ROUNDS, PLANS] {
+        for tree in [RUNS, ROUNDS, PLANS, RECORDS] {
             for (_, stored) in self.index.scan_json::<Stored>(tree)? {
                 if let Stored::Blob(digest) = stored {
                     found.insert(digest.parse::<ModelDigest>()?.0);
@@ -261,6 +301,13 @@ impl Store {
         Ok(())
     }
 
+    /// Makes all `entries` durable, in this order and with one wait for the disk.
+    pub(crate) fn append_all(&mut self, entries: &[Entry]) -> anyhow::Result<()> {
+        self.journal.append_all_json(entries).context("the journal cannot be written")?;
+        self.launched_by.extend(entries.iter().filter_map(records::launch_in));
+        Ok(())
+    }
+
     /// Brings the index up to date with `run` after an [`append`](Self::append).
     pub(crate) fn index(&self, run: &Run) -> anyhow::Result<()> {
         // A step changes at most the open round and the one before it.
@@ -325,7 +372,7 @@ impl Store {
         self.index.get_json::<Stored>(tree, key)?.map(|stored| self.value(stored)).transpose()
     }
 
-    fn mark(&self) -> anyhow::Result<()> {
+    pub(crate) fn mark(&self) -> anyhow::Result<()> {
         let (seq, hash) = self.journal.head();
         Ok(self.index.mark_applied(seq, hash)?)
     }

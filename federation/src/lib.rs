@@ -9,6 +9,7 @@
 //! (`burn-models`), noise and budgets (`privacy`).
 
 mod accumulator;
+mod certificate;
 mod encoding;
 mod error;
 mod fixed;
@@ -20,6 +21,7 @@ mod parameters;
 mod participant;
 mod plan;
 mod policy;
+mod record;
 mod report;
 mod run;
 mod signature;
@@ -29,6 +31,10 @@ mod update;
 mod weights;
 
 pub use accumulator::Accumulator;
+pub use certificate::{
+    CertificateFile, CertifiedClient, CertifiedRound, CertifiedTensor, Evaluation, Facts, Launched,
+    ModelCertificate, ModelFile, NoisyCorrect,
+};
 pub use encoding::{Rounding, UpdateEncoding};
 pub use error::{PlanError, Rejection};
 pub use fixed::{FixedPoint, FixedPointError};
@@ -48,6 +54,10 @@ pub use plan::{
 pub use policy::{
     Approval, Circumstances, Finding, Hours, ModelFamily, PinnedOperator, Policy, PolicyRefusal,
     SecureAggregation, UnitKind, n_countries,
+};
+pub use record::{
+    Breach, Comparison, Counted, Countersignature, Difference, Export, PaperError, Receipt,
+    RecordBook, RoundRecord, SignedReceipt, SignedRecord, Standing, Terms, WrongTask, first_model,
 };
 pub use report::{
     ClientReport, ClientStanding, ContributionReport, RoundReport, RunReport, RunStatus,

@@ -3,7 +3,7 @@
 use comity_privacy::Estimate;
 use serde::{Deserialize, Serialize};
 
-use crate::{ClientId, ModelDigest, PlanDigest, RunId, Time, UpdateDigest};
+use crate::{ClientId, ModelDigest, PlanDigest, Receipt, RunId, Time, UpdateDigest};
 
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +115,29 @@ pub struct ContributionReport {
     /// How many rounds older than this one the round is for which it was trained.
     #[serde(default)]
     pub staleness: u32,
+}
+
+impl ContributionReport {
+    /// The receipt for this contribution, which counts in round `counts_in` of `run`.
+    #[must_use]
+    pub fn receipt(
+        &self,
+        federation: &str,
+        run: &RunId,
+        plan: PlanDigest,
+        counts_in: u32,
+    ) -> Receipt {
+        Receipt {
+            federation: federation.to_owned(),
+            run: run.clone(),
+            round: counts_in.saturating_sub(self.staleness),
+            plan,
+            client: self.client.clone(),
+            update: self.update,
+            weight: self.weight,
+            accepted: self.at,
+        }
+    }
 }
 
 /// One round.

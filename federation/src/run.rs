@@ -53,6 +53,10 @@ use crate::{
 /// Longest reason that a client or an operator may give, in bytes; longer ones are cut.
 const REASON_BYTES_MAX: usize = 500;
 
+/// Why a client is missing in a round whose update may count in the next one: it has to be on record there again.
+pub(crate) const LATE_STILL_TRAINING: &str =
+    "late: still training; its update counts in a later round if it comes in time";
+
 /// What happened outside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]

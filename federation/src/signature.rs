@@ -30,15 +30,15 @@ mod bytes {
 }
 
 /// A list of byte strings as base64 texts.
-mod list {
+pub(crate) mod list {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
     use serde::{Deserialize as _, Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(list: &[Vec<u8>], to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(list: &[Vec<u8>], to: S) -> Result<S::Ok, S::Error> {
         to.collect_seq(list.iter().map(|bytes| STANDARD.encode(bytes)))
     }
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
     ) -> Result<Vec<Vec<u8>>, D::Error> {
         let list = Vec::<String>::deserialize(from)?;

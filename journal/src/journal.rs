@@ -213,31 +213,55 @@ impl Journal {
     /// [`JournalError::Io`]: whether the record will be there after a restart is then unknown,
     /// and every later append is [`JournalError::Poisoned`].
     pub fn append(&mut self, payload: &[u8]) -> Result<u64, JournalError> {
+        self.append_all(&[payload.to_vec()])
+    }
+
+    /// Appends several records with one wait for the disk, and returns the last one's number. A crash in
+    /// between leaves the first of them, and each that it leaves is whole.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append); of several records too large nothing is written.
+    pub fn append_all(&mut self, payloads: &[Vec<u8>]) -> Result<u64, JournalError> {
         if self.poisoned {
             return Err(JournalError::Poisoned { path: self.path.clone() });
         }
-        if payload.len() > PAYLOAD_BYTES_MAX {
-            return Err(JournalError::TooLarge { bytes: payload.len() });
+        if let Some(large) = payloads.iter().find(|payload| payload.len() > PAYLOAD_BYTES_MAX) {
+            return Err(JournalError::TooLarge { bytes: large.len() });
         }
-        let seq = self.seq + 1;
-        let len = u32::try_from(payload.len()).expect("PAYLOAD_BYTES_MAX is below 2^32");
-        let hash = chain(&self.hash, seq, payload);
-        let mut frame = Vec::with_capacity(PREFIX_BYTES + payload.len() + HASH_BYTES);
-        frame.extend_from_slice(&len.to_le_bytes());
-        frame.extend_from_slice(&guard(&self.hash, seq, len));
-        frame.extend_from_slice(payload);
-        frame.extend_from_slice(&hash);
+        let (mut seq, mut hash) = (self.seq, self.hash);
+        let mut frames = Vec::new();
+        for payload in payloads {
+            seq += 1;
+            let len = u32::try_from(payload.len()).expect("PAYLOAD_BYTES_MAX is below 2^32");
+            let guard = guard(&hash, seq, len);
+            hash = chain(&hash, seq, payload);
+            frames.reserve(PREFIX_BYTES + payload.len() + HASH_BYTES);
+            frames.extend_from_slice(&len.to_le_bytes());
+            frames.extend_from_slice(&guard);
+            frames.extend_from_slice(payload);
+            frames.extend_from_slice(&hash);
+        }
         // Poisoned until proven otherwise: a failed fsync may have dropped the dirty pages, so
         // that trying again would report success for data that is lost.
         self.poisoned = true;
         self.file
-            .write_all(&frame)
+            .write_all(&frames)
             .and_then(|()| disk::sync_data(&self.file.0))
             .map_err(failed(&self.path, "append"))?;
         self.poisoned = false;
         self.seq = seq;
         self.hash = hash;
         Ok(seq)
+    }
+
+    /// [`append_all`](Self::append_all) of values as JSON.
+    ///
+    /// # Errors
+    /// As [`append_all`](Self::append_all), and [`JournalError::Encode`].
+    pub fn append_all_json<T: Serialize>(&mut self, values: &[T]) -> Result<u64, JournalError> {
+        let payloads = values.iter().map(|value| serde_json::to_vec(value));
+        let payloads = payloads.collect::<Result<Vec<_>, _>>().map_err(JournalError::Encode)?;
+        self.append_all(&payloads)
     }
 
     /// Appends `value` as JSON; read it back with [`Record::json`].
@@ -441,6 +465,24 @@ mod tests {
         assert_eq!(journal.append(b"fourth").unwrap(), 4);
         assert_eq!(verify(&path).unwrap().seq, 4);
         assert!(records[0].json::<u8>().unwrap_err().to_string().contains("record 1"));
+    }
+
+    #[test]
+    fn several_records_are_appended_as_one_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, bytes) = small(dir.path());
+        let other = dir.path().join("other");
+        let (mut journal, _) = Journal::open(&other).unwrap();
+        let third = serde_json::to_vec(&("third", 3)).unwrap();
+        let all = [b"first".to_vec(), Vec::new(), third];
+        assert_eq!(journal.append_all(&all).unwrap(), 3);
+        assert_eq!(std::fs::read(&other).unwrap(), bytes);
+        let large = vec![0; PAYLOAD_BYTES_MAX + 1];
+        let error = journal.append_all(&[b"fourth".to_vec(), large]).unwrap_err();
+        assert!(matches!(error, JournalError::TooLarge { .. }));
+        assert_eq!(std::fs::read(&other).unwrap(), bytes, "nothing of it is written");
+        assert_eq!(journal.append_all(&[]).unwrap(), 3);
+        assert_eq!(verify(&path).unwrap(), verify(&other).unwrap());
     }
 
     #[test]

@@ -1,13 +1,16 @@
 //! Between wire messages and the types of the rules.  An error names the field.
 
 use comity_federation::{
-    ClientId, ClientReport, ClientStanding, Consent, Contribution, ContributionReport, ModelDigest,
-    Order, OrderRefusal, PlanDigest, RoundReport, RunId, RunReport, RunStatus, Signature,
-    SignedConsent, SignedOrder, Time, UpdateDigest, UpdateEncoding,
+    ClientId, ClientReport, ClientStanding, Consent, Contribution, ContributionReport,
+    Countersignature, ModelDigest, Order, OrderRefusal, PlanDigest, Receipt, RoundRecord,
+    RoundReport, RunId, RunReport, RunStatus, Signature, SignedConsent, SignedOrder, SignedReceipt,
+    Time, UpdateDigest, UpdateEncoding,
 };
 use tonic::Status;
 
-use crate::limits::{CERTIFICATE_BYTES_MAX, CHAIN_MAX, CONSENTS_MAX, SIGNATURE_BYTES_MAX};
+use crate::limits::{
+    CERTIFICATE_BYTES_MAX, CHAIN_MAX, CONSENTS_MAX, SIGNATURE_BYTES_MAX, WITNESSES_MAX,
+};
 use crate::v1;
 
 /// Why a message cannot be understood.
@@ -128,6 +131,51 @@ impl From<&SignedConsent> for v1::SignedConsent {
             signature: Some((&signed.signature).into()),
         }
     }
+}
+
+/// A record with its signature and the countersignatures that came with it, of whichever record they are.
+///
+/// # Errors
+/// [`WireError::Field`] if one of them is not.
+pub fn signed_record(
+    wire: v1::SignedRecord,
+) -> Result<(RoundRecord, Signature, Vec<Countersignature>), WireError> {
+    if wire.witnesses.len() > WITNESSES_MAX {
+        return Err(field("witnesses", format!("more than {WITNESSES_MAX}")));
+    }
+    let record =
+        RoundRecord::from_json(&wire.record_json).map_err(|error| field("record_json", error))?;
+    let witnesses = wire.witnesses.into_iter().map(countersignature).collect::<Result<_, _>>()?;
+    Ok((record, signature(wire.signature)?, witnesses))
+}
+
+/// A client's countersignature; of which round, stands beside it.
+///
+/// # Errors
+/// [`WireError::Field`] if it is not one.
+pub fn countersignature(wire: v1::Countersignature) -> Result<Countersignature, WireError> {
+    Ok(Countersignature { client: client(&wire.client)?, signature: signature(wire.signature)? })
+}
+
+/// A signature that has to be there.
+///
+/// # Errors
+/// [`WireError::Field`] if it is not, or is none.
+pub fn signature(wire: Option<v1::Signature>) -> Result<Signature, WireError> {
+    wire.ok_or_else(|| field("signature", "it is missing"))?.try_into()
+}
+
+/// A receipt and its signature, if there is one.
+///
+/// # Errors
+/// [`WireError::Field`] if it cannot be read.
+pub fn signed_receipt(reply: v1::SubmitReply) -> Result<Option<SignedReceipt>, WireError> {
+    if reply.receipt_json.is_empty() {
+        return Ok(None);
+    }
+    let receipt =
+        Receipt::from_json(&reply.receipt_json).map_err(|error| field("receipt_json", error))?;
+    Ok(Some(SignedReceipt { receipt, signature: signature(reply.receipt_signature)? }))
 }
 
 impl TryFrom<v1::UpdateHeader> for Contribution {

@@ -33,6 +33,10 @@ pub const CERTIFICATE_BYTES_MAX: usize = 4 << 10;
 pub const SIGNATURE_BYTES_MAX: usize = 128;
 /// Consents of institutions that may come with an order; with their certificates each has some 2,000 bytes.
 pub const CONSENTS_MAX: usize = 200;
+/// Countersignatures of the record before that come with a record.
+pub const WITNESSES_MAX: usize = 32;
+/// Longest evaluation in a model's certificate, in bytes.
+pub const EVALUATION_BYTES_MAX: usize = 256 << 10;
 /// Runs that a client may name when it begins to follow.
 pub const OPEN_RUNS_MAX: usize = 10_000;
 

@@ -11,6 +11,7 @@ mod governance;
 mod hostile;
 mod io_faults;
 mod kills;
+mod papers;
 mod parity;
 mod privacy;
 mod refusals;

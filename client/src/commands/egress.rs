@@ -416,6 +416,7 @@ fn said(departure: &Departure) -> anyhow::Result<Option<String>> {
         Kind::Decline => words::<v1::DeclineRequest>(&bytes),
         Kind::Withdraw => words::<v1::WithdrawRequest>(&bytes),
         Kind::FetchModel => words::<v1::FetchModelRequest>(&bytes),
+        Kind::Countersign => words::<v1::CountersignRequest>(&bytes),
         Kind::UploadOffset | Kind::Update => words::<v1::UpdateHeader>(&bytes),
     };
     said.map(Some).context("the message is not one of its kind")

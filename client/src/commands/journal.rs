@@ -53,6 +53,20 @@ impl Line {
                 let run = departure.run.map_or("-".to_owned(), |run| run.to_string());
                 (Some(departure.at), run, (what, NODE))
             }
+            Entry::Receipt { receipt, .. } => {
+                let what = format!("round {}: receipt taken", receipt.round);
+                (Some(receipt.accepted), receipt.run.to_string(), (what, COORDINATOR))
+            }
+            Entry::Record { record, .. } => {
+                let digest = record.digest().short();
+                let what =
+                    format!("round {}: record {digest} checked and countersigned", record.round);
+                (Some(record.closed), record.run.to_string(), (what, COORDINATOR))
+            }
+            Entry::Breach { run, reason, now, .. } => {
+                let what = format!("the coordinator is not believed any more: {reason}");
+                (Some(now), run.to_string(), (what, NODE))
+            }
         };
         Ok(Self { seq: record.seq, time_ms, what, run, who })
     }

@@ -12,6 +12,7 @@ pub mod ledger;
 pub mod plan;
 pub mod policy;
 pub mod privacy;
+pub mod receipts;
 pub mod run;
 pub mod start;
 

@@ -37,6 +37,20 @@ impl Line {
                 let who = by.unwrap_or(whose);
                 Self { seq, time_ms: now, what, run, who }
             }
+            Entry::Recorded { record, .. } => Self {
+                seq,
+                time_ms: record.closed,
+                what: format!("round {}: record {} signed", record.round, record.digest().short()),
+                run: record.run,
+                who: "-".to_owned(),
+            },
+            Entry::Countersigned { run, round, now, client, .. } => Self {
+                seq,
+                time_ms: now,
+                what: format!("round {round}: record countersigned"),
+                run,
+                who: client.to_string(),
+            },
         })
     }
 }

@@ -1,9 +1,12 @@
 //! What an operator can ask of the coordinator.
 
+pub mod certificate;
+mod certificate_page;
 pub mod certs;
 pub mod init;
 pub mod journal;
 pub mod model;
 mod operator;
+pub mod receipts;
 pub mod run;
 pub mod serve;

@@ -13,7 +13,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
 use super::federation::stream_blob;
-use super::{identity, status};
+use super::{identity, papers, status};
 use crate::driver::{DriverError, DriverHandle};
 use crate::orders::Orders;
 
@@ -208,16 +208,19 @@ impl Control for ControlService {
 
     async fn export_records(
         &self,
-        _: Request<v1::ExportRecordsRequest>,
+        request: Request<v1::ExportRecordsRequest>,
     ) -> Reply<Self::ExportRecordsStream> {
-        Err(Status::unimplemented("records are not kept yet"))
+        identity::operator(&request)?;
+        let parts = papers::export(&self.driver, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(tokio_stream::iter(parts))))
     }
 
     async fn certify_model(
         &self,
-        _: Request<v1::CertifyModelRequest>,
+        request: Request<v1::CertifyModelRequest>,
     ) -> Reply<v1::CertifyModelReply> {
-        Err(Status::unimplemented("models are not certified yet"))
+        let operator = identity::operator(&request)?;
+        papers::certify(&self.driver, request.into_inner(), operator).await.map(Response::new)
     }
 
     async fn invite(&self, _: Request<v1::InviteRequest>) -> Reply<v1::InviteReply> {

@@ -28,7 +28,7 @@ use tracing::debug;
 
 use super::crowd::Crowd;
 use super::uploads::Uploads;
-use super::{blocking, identity, status, status_of_blob};
+use super::{blocking, identity, papers, status, status_of_blob};
 use crate::aggregate;
 use crate::driver::{Admitted, Assignment, DriverError, DriverHandle};
 
@@ -69,7 +69,7 @@ impl FederationService {
         let total = contribution.delta_bytes();
         let admitted = self.admit(&run, &client, &contribution).await?;
         if admitted.admission == Admission::AlreadyHere {
-            return Ok(v1::SubmitReply { already_had_it: true, ..Default::default() });
+            return papers::submitted(&self.driver, run, client, &contribution, true).await;
         }
         let mut part = next(&mut parts).await?;
         let from = match &part {
@@ -105,9 +105,9 @@ impl FederationService {
         upload.finish(contribution.update.0).await?;
         debug!(%run, %client, bytes = total, "update stored");
         self.check_norm(&run, &client, &contribution, admitted.aggregation).await?;
-        let event = Event::Submitted { client, contribution };
-        let changed = self.driver.step(run, event).await.map_err(status)?;
-        Ok(v1::SubmitReply { already_had_it: !changed, ..Default::default() })
+        let event = Event::Submitted { client: client.clone(), contribution: contribution.clone() };
+        let changed = self.driver.step(run.clone(), event).await.map_err(status)?;
+        papers::submitted(&self.driver, run, client, &contribution, !changed).await
     }
 
     /// Looks at a stored update's norm, where the plan bounds it; one that passes the bound is on record.
@@ -179,7 +179,9 @@ impl Federation for FederationService {
         let client = identity::client(&request)?;
         // A connection that has grown old is left by its client when this stream ends.
         let ends = identity::connection(&request)?.ages;
-        let open = request.into_inner().open_run_ids;
+        let request = request.into_inner();
+        let mut held = papers::records_held(&request)?;
+        let open = request.open_run_ids;
         if open.len() > OPEN_RUNS_MAX {
             return Err(Status::invalid_argument(format!("more than {OPEN_RUNS_MAX} open runs")));
         }
@@ -195,7 +197,8 @@ impl Federation for FederationService {
             loop {
                 changes.mark_unchanged();
                 let asked: Vec<RunId> = open.iter().cloned().collect();
-                let assignments = match driver.assignments(client.clone(), asked).await {
+                let following = driver.assignments(client.clone(), asked, held.clone());
+                let assignments = match following.await {
                     Ok(assignments) => assignments,
                     Err(error) => {
                         let _ = sender.send(Err(status(error))).await;
@@ -204,6 +207,9 @@ impl Federation for FederationService {
                 };
                 for assignment in assignments {
                     let (run, key) = key(&assignment);
+                    if let Assignment::Record { record, .. } = &assignment {
+                        held.insert(run.clone(), record.record.round);
+                    }
                     if matches!(assignment, Assignment::Ended { .. }) {
                         open.remove(&run);
                     } else {
@@ -315,8 +321,12 @@ impl Federation for FederationService {
         received.await.map_err(|e| Status::internal(e.to_string()))?.map(Response::new)
     }
 
-    async fn countersign(&self, _: Request<v1::CountersignRequest>) -> Reply<v1::CountersignReply> {
-        Err(Status::unimplemented("records are not kept yet"))
+    async fn countersign(
+        &self,
+        request: Request<v1::CountersignRequest>,
+    ) -> Reply<v1::CountersignReply> {
+        let client = identity::client(&request)?;
+        papers::countersign(&self.driver, client, request.into_inner()).await
     }
 }
 
@@ -388,6 +398,9 @@ fn announced(header: v1::UpdateHeader) -> Result<(RunId, Contribution), Status> 
 fn key(assignment: &Assignment) -> (RunId, String) {
     match assignment {
         Assignment::Offer { run, .. } => (run.clone(), format!("{run} offer")),
+        Assignment::Record { run, record } => {
+            (run.clone(), format!("{run} record {}", record.record.round))
+        }
         Assignment::Train(Task { run, round, .. }) => (run.clone(), format!("{run} train {round}")),
         Assignment::Ended { report } => (report.run.clone(), format!("{} ended", report.run)),
     }
@@ -409,6 +422,7 @@ fn message(assignment: Assignment, driver: &DriverHandle) -> Result<v1::Assignme
             };
             (run, What::Offer(offer))
         }
+        Assignment::Record { run, record } => (run, What::Record(papers::shown(&record))),
         Assignment::Train(Task { run, round, plan, model, closes }) => {
             let model_bytes =
                 driver.blobs().reader(&model.0).map_err(|e| status_of_blob(&e))?.len();

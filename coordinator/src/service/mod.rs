@@ -4,6 +4,7 @@ mod control;
 mod crowd;
 mod federation;
 mod identity;
+mod papers;
 mod uploads;
 
 pub(crate) use control::ControlService;
@@ -25,7 +26,9 @@ fn status(error: DriverError) -> Status {
         DriverError::Rejected(rejection) => status_of_rejection(&rejection),
         DriverError::Order(refusal) => Status::failed_precondition(refusal.to_string()),
         DriverError::Plan(plan) => Status::invalid_argument(plan.to_string()),
-        DriverError::UnknownRun(_) => Status::not_found(error.to_string()),
+        DriverError::UnknownRun(_) | DriverError::NoRecord { .. } => {
+            Status::not_found(error.to_string())
+        }
         DriverError::Storage(_) => Status::internal(error.to_string()),
         DriverError::BytesGone(_) | DriverError::Stopping => Status::unavailable(error.to_string()),
     }

@@ -4,7 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::plan::tests::SAMPLE;
-use crate::{ClientStanding, RunStatus};
+use crate::{
+    ClientStanding, Receipt, RecordBook, RecordDigest, RoundRecord, RunStatus, Standing, Terms,
+};
 
 const START: ModelDigest = ModelDigest([0; 32]);
 const NAMES: [&str; 5] = ["JP/b", "KR/a", "TH/d", "VN/c", "VN/e"];
@@ -39,12 +41,78 @@ struct Play {
     run: Run,
     recorded: Vec<(Time, Event)>,
     now: Time,
+    books: Books,
+}
+
+/// What every client believes of the records and receipts that an honest coordinator signs: all of them.
+#[derive(Default)]
+struct Books {
+    of: BTreeMap<ClientId, RecordBook>,
+    previous: Option<RecordDigest>,
+    /// Receipts that reach their clients only with the next record.
+    on_their_way: Vec<Receipt>,
+    n_records: usize,
+}
+
+impl Books {
+    fn note(&mut self, before: &Run, run: &Run, event: &Event) {
+        let plan = run.plan();
+        let (run_id, plan_digest) = (run.id(), run.plan_digest());
+        fn of<'a>(run: &'a Run, me: &'a ClientId) -> Terms<'a> {
+            let (run, plan, plan_digest) = (&run.id, &run.plan, run.plan_digest);
+            Terms { federation: "test", run, plan, plan_digest, me: Some(me) }
+        }
+        if let Event::Submitted { client, contribution } = event {
+            let book = self.of.entry(client.clone()).or_default();
+            book.released(contribution);
+            let receipt =
+                run.receipt("test", client, contribution.update).expect("it was accepted");
+            assert_eq!((receipt.round, &receipt.client), (contribution.round, client));
+            // Some replies are lost for a while.
+            match contribution.update.0[1] % 2 {
+                0 => self.on_their_way.push(receipt),
+                _ => {
+                    book.check_receipt(&of(run, client), &receipt).unwrap();
+                    book.take_receipt(&receipt);
+                }
+            }
+        }
+        let closed = before.rounds_from(0).len();
+        let Some(round) = run.rounds_from(closed.saturating_sub(1)).first().cloned() else {
+            return;
+        };
+        let Event::Aggregated { .. } = event else { return };
+        let record = RoundRecord::of("test", run_id, plan_digest, self.previous, &round).unwrap();
+        self.previous = Some(record.digest());
+        self.n_records += 1;
+        for name in NAMES.map(id) {
+            let book = self.of.entry(name.clone()).or_default();
+            assert_eq!(
+                book.check(&of(run, &name), &record),
+                Ok(Standing::Next),
+                "{name}: {record:?}"
+            );
+            book.take(&of(run, &name), &record);
+            if let Some(task) = run.task(&name) {
+                assert_eq!(book.check_task(plan, &task), Ok(()), "{name}");
+            }
+        }
+        for receipt in std::mem::take(&mut self.on_their_way) {
+            let book = self.of.entry(receipt.client.clone()).or_default();
+            book.check_receipt(&of(run, &receipt.client), &receipt).unwrap();
+            book.take_receipt(&receipt);
+        }
+        if let Some(Outcome::Finished(model)) = run.outcome() {
+            let book = &self.of[&NAMES.map(id)[0]];
+            assert_eq!(book.check_finish(plan, *model), Ok(()));
+        }
+    }
 }
 
 impl Play {
     fn new(plan: &Plan) -> Self {
         let run = Run::new("sample-1".parse().unwrap(), plan.clone(), START, Time(0));
-        Self { run, recorded: Vec::new(), now: Time(0) }
+        Self { run, recorded: Vec::new(), now: Time(0), books: Books::default() }
     }
 
     /// With everybody there.
@@ -63,7 +131,10 @@ impl Play {
         let before = self.run.clone();
         let stepped = self.run.step(event.clone(), self.now);
         match &stepped {
-            Ok(effects) if !effects.is_empty() => self.recorded.push((self.now, event)),
+            Ok(effects) if !effects.is_empty() => {
+                self.recorded.push((self.now, event.clone()));
+                self.books.note(&before, &self.run, &event);
+            }
             _ => assert_eq!(self.run, before, "{event:?}"),
         }
         let again = Run::new(before.id.clone(), before.plan, START, Time(0));

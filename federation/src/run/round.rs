@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Answer, Asked, Effect, Outcome, Phase, Run};
+use super::{Answer, Asked, Effect, LATE_STILL_TRAINING, Outcome, Phase, Run};
 use crate::plan::millionths;
 use crate::{
     ClientId, ContributionReport, Country, ModelDigest, Rejection, RoundReport, Strategy, Time,
@@ -142,7 +142,7 @@ impl Run {
                 continue;
             }
             let reason = if self.takes_stale_at(open + 1, asked.round) {
-                "late: still training; its update counts in a later round if it comes in time"
+                LATE_STILL_TRAINING
             } else {
                 self.asked.remove(&client);
                 if at_deadline || lacking.is_some() {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Answer, Effect, Outcome, Phase, Run};
 use crate::{
-    ClientId, ClientReport, ClientStanding, ModelDigest, Plan, PlanDigest, RoundReport, RunId,
-    RunReport, RunStatus, Task, UpdateDigest,
+    ClientId, ClientReport, ClientStanding, ContributionReport, ModelDigest, Plan, PlanDigest,
+    Receipt, RoundReport, RunId, RunReport, RunStatus, Task, UpdateDigest,
 };
 
 impl Run {
@@ -110,6 +110,38 @@ impl Run {
             }),
             _ => None,
         }
+    }
+
+    /// Whether `client` agreed to the plan: it is shown the run's records, also while it is excluded.
+    #[must_use]
+    pub fn is_member(&self, client: &ClientId) -> bool {
+        self.present.contains(client)
+    }
+
+    /// The receipt for the accepted update of `client` with this digest, if there is one.
+    #[must_use]
+    pub fn receipt(
+        &self,
+        federation: &str,
+        client: &ClientId,
+        update: UpdateDigest,
+    ) -> Option<Receipt> {
+        let is_it = |c: &&ContributionReport| c.client == *client && c.update == update;
+        let waiting = match &self.phase {
+            Phase::Training { answers, .. } => answers.get(client).map(|a| (a, self.last_round())),
+            _ => self.carried.get(client).map(|a| (a, self.last_round() + 1)),
+        };
+        let waiting = waiting.and_then(|(answer, counts_in)| match answer {
+            Answer::Contributed(report) => Some((report, counts_in)),
+            Answer::Missing { .. } => None,
+        });
+        let (report, counts_in) = waiting.filter(|(report, _)| is_it(report)).or_else(|| {
+            let rounds = self.history.iter().rev();
+            let mut counted =
+                rounds.flat_map(|round| round.contributions.iter().map(|c| (c, round.round)));
+            counted.find(|(report, _)| is_it(report))
+        })?;
+        Some(report.receipt(federation, &self.id, self.plan_digest, counts_in))
     }
 
     /// What the run looks like from outside.

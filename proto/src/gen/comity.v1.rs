@@ -1333,6 +1333,9 @@ pub struct CertifyModelRequest {
     /// What `comity-sim evaluate --json` printed; empty: none.
     #[prost(bytes = "bytes", tag = "2")]
     pub evaluation_json: ::prost::bytes::Bytes,
+    /// SHA-256 of the exported model's file, which the operator's program compared with the model.
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub model_file_sha256: ::core::option::Option<::prost::bytes::Bytes>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CertifyModelReply {

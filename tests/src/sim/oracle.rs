@@ -26,6 +26,10 @@ pub(super) fn runs(dir: &Path) -> Result<BTreeMap<RunId, Run>, String> {
         let entry: Value = record.json()?;
         let get = |key: &str| entry[key].clone();
         let refuse = |e: serde_json::Error| record.refuse(e);
+        // What is signed of a run moves no machine; clients check it while the simulation goes on.
+        if matches!(entry["entry"].as_str(), Some("recorded" | "countersigned")) {
+            return Ok(());
+        }
         let run: RunId = serde_json::from_value(get("run")).map_err(refuse)?;
         let now: Time = serde_json::from_value(get("now")).map_err(refuse)?;
         match entry["entry"].as_str() {
@@ -76,6 +80,10 @@ pub(super) fn client_books(state: &Path) -> Result<ClientBooks, String> {
             }
             (Some("stepped"), Some("run_ended")) => {
                 books.open.remove(&run);
+            }
+            (Some("breach"), _) => {
+                let reason = entry["reason"].as_str().unwrap_or_default();
+                return Err(record.refuse(format!("an honest coordinator was accused: {reason}")));
             }
             (Some("released"), _) => {
                 let round = entry["event"]["contribution"]["round"].as_u64();
