@@ -163,7 +163,7 @@ impl Authority {
         let state = State::read(dir)?;
         let mut root_pem = String::new();
         for number in state.trusted() {
-            root_pem += &Generation::new(dir, number).root_text()?;
+            root_pem += &Generation::new(dir, number).checked_root()?;
         }
         let generation = Generation::new(dir, state.signing());
         let issuing = generation.read(IssuingCa::Federation)?;

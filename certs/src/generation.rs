@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use comity_federation::Country;
 use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::ca::Ca;
+use crate::ca::{Ca, has_signed};
 use crate::crl::{self, Entry, ISSUING_CRL_VALIDITY, Place, ROOT_CRL_VALIDITY};
 use crate::files::{create_dir, list, read_text, replace};
+use crate::tls::certificates;
 use crate::{CertError, IssuingCa};
 
 const ROOT_REMEDY: &str = "put it back from a backup, or sign it anew with `comity-coordinator certs refresh-crl --root-key FILE`";
@@ -143,6 +145,39 @@ impl Generation {
         now: OffsetDateTime,
     ) -> Result<(), CertError> {
         replace(&self.root_crl().path, &crl::sign(root, entries, ROOT_CRL_VALIDITY, now)?)
+    }
+
+    /// The root's certificate, PEM, after a look at whether it and the issuing CA below it are still what
+    /// was signed: what the disk altered must not spread.
+    pub(crate) fn checked_root(&self) -> Result<String, CertError> {
+        let pem = self.root_text()?;
+        let (root_path, issuing_path) = (self.root_pem(), self.issuing(IssuingCa::Federation).0);
+        let damaged = |path: &Path| CertError::Ca {
+            path: path.to_owned(),
+            reason: format!("{} did not sign it, or it was altered", root_path.display()),
+        };
+        let der = |path: &Path, pem: &str| {
+            certificates(pem, "certificate")
+                .map(|mut all| all.remove(0))
+                .map_err(|e| CertError::Ca { path: path.to_owned(), reason: e.to_string() })
+        };
+        let root_der = der(&root_path, &pem)?;
+        let issuing_der = der(&issuing_path, &read_text(&issuing_path)?)?;
+        let (_, root) = X509Certificate::from_der(&root_der).map_err(|_| damaged(&root_path))?;
+        let (_, issuing) =
+            X509Certificate::from_der(&issuing_der).map_err(|_| damaged(&issuing_path))?;
+        for (path, certificate) in [(&root_path, &root), (&issuing_path, &issuing)] {
+            let signed = has_signed(
+                &root,
+                &certificate.signature_algorithm,
+                certificate.tbs_certificate.as_ref(),
+                &certificate.signature_value,
+            );
+            if !signed {
+                return Err(damaged(path));
+            }
+        }
+        Ok(pem)
     }
 
     pub(crate) fn root_text(&self) -> Result<String, CertError> {

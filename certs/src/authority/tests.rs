@@ -250,3 +250,28 @@ fn a_chain_is_a_certificate_and_the_ca_that_signed_it() {
         }
     }
 }
+
+#[test]
+fn a_root_that_the_disk_altered_is_named_and_does_not_spread() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = OffsetDateTime::now_utc();
+    Authority::init(dir.path(), "demo", &names(), now).unwrap();
+    let bundle = std::fs::read(dir.path().join("root.pem")).unwrap();
+    for name in ["ca-1/root.pem", "ca-1/issuing.pem"] {
+        let path = dir.path().join(name);
+        let pem = std::fs::read(&path).unwrap();
+        for at in [5, 60, 200, 400, pem.len() - 60] {
+            let mut altered = pem.clone();
+            altered[at] ^= 1;
+            std::fs::write(&path, altered).unwrap();
+            let said = Authority::open(dir.path()).unwrap_err().to_string();
+            assert!(said.contains(name), "byte {at}: {said}");
+            assert_eq!(std::fs::read(dir.path().join("root.pem")).unwrap(), bundle);
+        }
+        std::fs::write(&path, pem).unwrap();
+    }
+    // The bundle itself follows from the folders and is written anew.
+    std::fs::write(dir.path().join("root.pem"), "x").unwrap();
+    Authority::open(dir.path()).unwrap();
+    assert_eq!(std::fs::read(dir.path().join("root.pem")).unwrap(), bundle);
+}
