@@ -47,6 +47,24 @@ impl Clock {
     }
 }
 
+/// The date of an instant, for people: `2026-03-01 09:30 UTC`.
+#[must_use]
+pub fn date_of(at: Time) -> String {
+    i64::try_from(at.0 / 1000)
+        .ok()
+        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
+        .map_or_else(
+            || at.to_string(),
+            |at| format!("{} {:02}:{:02} UTC", at.date(), at.hour(), at.minute()),
+        )
+}
+
+/// The instant of a date; the epoch for one before it.
+#[must_use]
+pub fn time_of(date: OffsetDateTime) -> Time {
+    Time(u64::try_from(date.unix_timestamp_nanos() / 1_000_000).unwrap_or(0))
+}
+
 impl fmt::Debug for Clock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Clock({})", self.now())
@@ -69,6 +87,8 @@ mod tests {
         assert_eq!(clock.now(), Time(86_400_250));
         assert_eq!(clock.date().unix_timestamp(), 86_400);
         assert_eq!(clock.current_time().unwrap().as_secs(), 86_400);
+        assert_eq!(date_of(clock.now()), "1970-01-02 00:00 UTC");
+        assert_eq!(time_of(clock.date()), clock.now());
         let before = Clock::from_fn(|| SystemTime::UNIX_EPOCH - Duration::from_secs(5));
         assert_eq!(before.now(), Time(0));
     }

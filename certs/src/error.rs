@@ -195,6 +195,35 @@ pub enum CertError {
         /// First instant.
         date: String,
     },
+    /// The invitation's time is over.
+    #[error(
+        "the invitation of {identity} expired on {expired}, and this machine's clock shows {now}; if that is right, \
+         ask the operator for another, otherwise set the clock and run the same command again"
+    )]
+    Invitation {
+        /// Who was invited.
+        identity: String,
+        /// When it expired.
+        expired: String,
+        /// What the clock shows.
+        now: String,
+    },
+    /// A new certificate is not valid by this machine's clock.
+    #[error(
+        "the new certificate is valid from {from} to {until}, and this machine's clock shows {now}; set the clock, by \
+         NTP best, and run the same command again"
+    )]
+    Clock {
+        /// First instant.
+        from: String,
+        /// Last instant.
+        until: String,
+        /// What the clock shows.
+        now: String,
+    },
+    /// The operating system gives no random bytes.
+    #[error("the operating system gives no random bytes, without which no secret can be made")]
+    Randomness,
     /// Making a certificate failed.
     #[error("a certificate cannot be made: {0}")]
     Make(#[from] rcgen::Error),

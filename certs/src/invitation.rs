@@ -33,7 +33,9 @@ pub struct Invitation {
     pub identity: Identity,
     /// Until when.
     pub expires: Time,
-    /// The key of the operator who invites: its orders are the ones that a new node trusts.
+    /// The operator who invites, and its key: its orders are the ones that a new node trusts.
+    pub operator_name: String,
+    /// See [`operator_name`](Self::operator_name).
     pub operator: KeyFingerprint,
 }
 
@@ -45,6 +47,7 @@ struct Fields {
     secret: Zeroizing<String>,
     identity: String,
     expires: Time,
+    operator_name: String,
     operator: KeyFingerprint,
 }
 
@@ -71,6 +74,7 @@ impl Invitation {
             secret: Zeroizing::new(URL_SAFE_NO_PAD.encode(*self.secret)),
             identity: self.identity.to_string(),
             expires: self.expires,
+            operator_name: self.operator_name.clone(),
             operator: self.operator,
         };
         let mut bytes =
@@ -112,6 +116,7 @@ impl FromStr for Invitation {
             secret,
             identity: fields.identity.parse()?,
             expires: fields.expires,
+            operator_name: fields.operator_name,
             operator: fields.operator,
         })
     }
@@ -128,6 +133,7 @@ mod tests {
             secret: Zeroizing::new([2; 32]),
             identity: "comity://demo/client/VN/hanoi-lab".parse().unwrap(),
             expires: Time(1_800_000_000_000),
+            operator_name: "alice".to_owned(),
             operator: KeyFingerprint([3; 32]),
         }
     }

@@ -42,6 +42,22 @@ impl MemberKey {
             .map_err(|error| CertError::Pem { what: "private key", reason: error.to_string() })
     }
 
+    /// Reads the key at `path`, or makes it there: `join` can be interrupted and repeated.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), and [`CertError::Io`] if it cannot be written.
+    pub fn read_or_make(path: &Path) -> Result<Self, CertError> {
+        if path.exists() {
+            return Self::read(path);
+        }
+        let key = Self::generate()?;
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).map_err(CertError::io("create", dir))?;
+        }
+        key.write_new(path)?;
+        Ok(key)
+    }
+
     /// Writes the key to a new file that only its owner can read.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ mod authority;
 mod ca;
 mod clock;
 mod crl;
+mod enrolment;
 mod error;
 mod explain;
 mod files;
@@ -28,8 +29,12 @@ mod tls;
 
 pub use authority::{Authority, CLIENT_VALIDITY, COORDINATOR_VALIDITY, Certified, Issued};
 pub use ca::IssuingCa;
-pub use clock::Clock;
+pub use clock::{Clock, date_of, time_of};
 pub use crl::{CrlHealth, Reason, RevokedCertificate};
+pub use enrolment::{
+    CertificateFacts, enrolment_config, explain_joining, joining_config, new_secret,
+    renewing_config, root_fingerprint, same_secret, token_given,
+};
 pub use error::CertError;
 pub use explain::{CertificateSummary, Seen, check_own, explain, instant};
 pub use files::{read_key_pem, replace};

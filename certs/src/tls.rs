@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 
 use crate::CertError;
 
-const ALPN: &[u8] = b"h2";
+pub(crate) const ALPN: &[u8] = b"h2";
 
 /// The coordinator's configuration: whoever connects needs a certificate that leads to `root_pem`.
 ///

@@ -18,6 +18,8 @@ use crate::policy_file;
 pub(crate) struct Config {
     /// `https://HOST:PORT` of the coordinator.
     pub(crate) coordinator: String,
+    /// `https://HOST:PORT` at which the node renews its certificate; absent: the coordinator's host, port 7444.
+    pub(crate) enrolment: Option<String>,
     /// Folder with `certificate.pem`, `key.pem` and `root.pem`.
     pub(crate) certificates: PathBuf,
     /// Folder of the node's journal, ledger and updates.
@@ -72,6 +74,9 @@ pub(crate) struct DataConfig {
     pub(crate) source: Source,
 }
 
+/// Where coordinators renew certificates, unless they say otherwise.
+const ENROLMENT_PORT: u16 = 7444;
+
 /// A parsed configuration, and the folder from which its relative paths start.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
@@ -109,6 +114,15 @@ impl Node {
         self.base.join(&self.config.state)
     }
 
+    /// Where the node renews its certificate.
+    pub(crate) fn enrolment(&self) -> String {
+        self.config.enrolment.clone().unwrap_or_else(|| {
+            let url = &self.config.coordinator;
+            let host = url.rsplit_once(':').map_or(url.as_str(), |(host, _)| host);
+            format!("{host}:{ENROLMENT_PORT}")
+        })
+    }
+
     /// The folder of certificates.
     pub(crate) fn certificates(&self) -> PathBuf {
         self.base.join(&self.config.certificates)
@@ -137,6 +151,7 @@ mod tests {
     fn the_sample_parses() {
         let config = parse(include_str!("../../docs/samples/client.toml")).unwrap();
         assert_eq!(config.data.records, 21_000);
+        assert_eq!(config.enrolment.as_deref(), Some("https://coordinator.example.org:7444"));
         assert_eq!(config.policy, Path::new("policy.toml"));
         assert_eq!(config.storage, StorageConfig::default(), "the sample shows the default");
     }

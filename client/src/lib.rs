@@ -12,6 +12,8 @@ mod config;
 mod consent;
 mod decisions;
 mod egress;
+mod enrolment;
+mod join;
 mod link;
 mod node;
 mod outside;

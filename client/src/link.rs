@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
 use comity_certs::{
-    CertificateSummary, Clock, Role, Seen, Signer, Verifier, check_own, client_config_at, explain,
-    read_key_pem,
+    CertError, CertificateSummary, Clock, Role, Seen, Signer, Verifier, check_own,
+    client_config_at, explain, read_key_pem,
 };
 use comity_federation::{
     ClientId, Contribution, ModelDigest, PlanDigest, RecordDigest, RunId, Signature, SignedReceipt,
@@ -37,6 +37,8 @@ pub(crate) struct Credentials {
     pub(crate) signer: Signer,
     /// Checks what others signed.
     pub(crate) verifier: Verifier,
+    /// Why the certificate is not accepted now, though it is the node's own: its time. The next one may come.
+    pub(crate) dated: Option<CertError>,
     tls: Arc<rustls::ClientConfig>,
     clock: Clock,
 }
@@ -48,7 +50,7 @@ impl Credentials {
             let path = dir.join(name);
             std::fs::read_to_string(&path).with_context(|| {
                 format!(
-                    "{} cannot be read; ask the operator for the node's certificates",
+                    "{} cannot be read; run `comity-client join` with the operator's invitation",
                     path.display()
                 )
             })
@@ -57,11 +59,17 @@ impl Credentials {
         let key = read_key_pem(&dir.join("key.pem"))?;
         let files =
             || format!("certificate.pem, key.pem and root.pem in {} cannot be used", dir.display());
-        let summary = check_own(&certificate, &key, &root, clock.date()).with_context(files)?;
+        let (summary, dated) = match check_own(&certificate, &key, &root, clock.date()) {
+            Ok(summary) => (summary, None),
+            Err(dated @ (CertError::Expired { .. } | CertError::NotYetValid { .. })) => {
+                (CertificateSummary::of_pem(&certificate).with_context(files)?, Some(dated))
+            }
+            Err(error) => return Err(error).with_context(files),
+        };
         let tls = client_config_at(&certificate, &key, &root, Arc::new(clock.clone()))?;
         let signer = Signer::of_pem(&certificate, &key).with_context(files)?;
         let verifier = Verifier::new(&summary.identity.federation, &root)?;
-        Ok(Self { summary, signer, verifier, tls, clock: clock.clone() })
+        Ok(Self { summary, dated, signer, verifier, tls, clock: clock.clone() })
     }
 
     /// The client that the certificate names.
@@ -69,8 +77,8 @@ impl Credentials {
         match &self.summary.identity.role {
             Role::Client(client) => Ok(client.clone()),
             other => bail!(
-                "the certificate is of {other}, not of a client; ask the operator for a client's \
-                 certificate (`comity-coordinator certs issue COUNTRY/institution`)"
+                "the certificate is of {other}, not of a client; ask the operator for an invitation \
+                 of this institution"
             ),
         }
     }

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use comity_certs::Clock;
 use comity_client::commands;
-use comity_federation::RunId;
+use comity_client::commands::join::{NewData, NewNode};
+use comity_federation::{Approval, RunId};
 use mimalloc::MiMalloc;
 use tracing_subscriber::EnvFilter;
 
@@ -25,6 +27,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
     version,
     after_help = "\
 Examples:
+  comity-client join - --records 21000 --images i.idx --labels l.idx   asks for the token
   comity-client check --plan plan.toml     is everything in order, and what would the plan cost?
   comity-client start                      join the federation and train
   comity-client policy explain plan.toml   rule by rule, what would happen if it were offered?
@@ -59,7 +62,49 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Join the federation and train until stopped with Ctrl-C.
+    /// Join the federation with an operator's invitation: makes the key here, and writes client.toml and policy.toml.
+    #[command(group(clap::ArgGroup::new("data").args(["images", "csv"])))]
+    Join {
+        /// The token, or `-` to read it from stdin, where no list of processes shows it; or leave it out and set
+        /// COMITY_JOIN_TOKEN.
+        token: Option<String>,
+        /// Folder of the new node [default: that of --config].
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// The number of records that the institution makes public, rounded.
+        #[arg(long, value_name = "N")]
+        records: u64,
+        /// The number of persons that it makes public, rounded, for runs that protect persons.
+        #[arg(long, value_name = "N")]
+        persons: Option<u64>,
+        /// IDX file with the features.
+        #[arg(long, requires = "labels", value_name = "FILE")]
+        images: Option<PathBuf>,
+        /// IDX file with the labels.
+        #[arg(long, requires = "images", value_name = "FILE")]
+        labels: Option<PathBuf>,
+        /// Table with names in its first row.
+        #[arg(long, requires = "label", value_name = "FILE")]
+        csv: Option<PathBuf>,
+        /// Name of the column that is the label.
+        #[arg(long, requires = "csv", value_name = "COLUMN")]
+        label: Option<String>,
+        /// Most that all runs together may learn; without it no private run is allowed.
+        #[arg(long, requires = "delta")]
+        epsilon: Option<f64>,
+        /// The delta of that epsilon.
+        #[arg(long, requires = "epsilon")]
+        delta: Option<f64>,
+        /// Allow runs without differential privacy.
+        #[arg(long)]
+        without_dp: bool,
+        /// Let the node agree by itself to plans that the policy allows; otherwise they wait for the steward.
+        #[arg(long)]
+        approve_automatically: bool,
+    },
+    /// Renew the node's certificate now; a running node does so by itself.
+    Renew,
+    /// Follow the coordinator and train until stopped with Ctrl-C.
     Start {
         /// Stop by itself after this many runs have ended; 0 goes on for ever.
         #[arg(long, default_value_t = 0, value_name = "N")]
@@ -318,6 +363,36 @@ fn main() -> ExitCode {
         .init();
     let result = match cli.command {
         Command::Check { plan, json } => commands::check::check(&cli.config, plan.as_deref(), json),
+        Command::Join {
+            token,
+            dir,
+            records,
+            persons,
+            images,
+            labels,
+            csv,
+            label,
+            epsilon,
+            delta,
+            without_dp,
+            approve_automatically,
+        } => {
+            let path = dir.map_or(cli.config, |dir| dir.join("client.toml"));
+            let data = match (images, labels, csv, label) {
+                (Some(images), Some(labels), ..) => NewData::Idx { images, labels },
+                (_, _, Some(path), Some(label)) => NewData::Csv { path, label },
+                _ => NewData::Unsaid,
+            };
+            let (budget, approval) = (
+                epsilon.zip(delta),
+                if approve_automatically { Approval::Auto } else { Approval::Ask },
+            );
+            let node = NewNode { records, persons, data, budget, without_dp, approval };
+            comity_certs::token_given(token).map_err(Into::into).and_then(|token| {
+                commands::join::join(&path, &token, &node, &Clock::system()).map(|()| true)
+            })
+        }
+        Command::Renew => commands::join::renew(&cli.config).map(|()| true),
         Command::Start { exit_after_runs } => {
             commands::start::start(&cli.config, exit_after_runs).map(|()| true)
         }

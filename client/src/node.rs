@@ -23,7 +23,7 @@ use comity_proto::limits::{BACKOFF, PLAN_BYTES_MAX};
 use comity_proto::transport::fraction;
 use comity_proto::v1::{self, assignment::What};
 use tokio::sync::{Mutex, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tonic::Streaming;
 use tracing::{debug, info, warn};
 
@@ -32,6 +32,7 @@ use crate::config;
 use crate::consent::{Ordered, Scales};
 use crate::decisions::{self, Decision};
 use crate::egress::Egress;
+use crate::enrolment::Renewal;
 use crate::link::{CallError, Credentials, Link, check_url};
 use crate::outside::Outside;
 use crate::store::{Part, Store};
@@ -66,6 +67,15 @@ pub struct Node {
     countersigning: JoinSet<()>,
     /// Runs that ended since the node started.
     n_ended: u32,
+}
+
+/// A task that ends with whoever started it.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Why [`Node::serve`] came back.
@@ -127,12 +137,14 @@ impl Node {
         exit_after_runs: u32,
         mut stop: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
+        let _renewal = AbortOnDrop(tokio::spawn(self.renewal().run()));
         let (mut pause, mut n_pauses) = (BACKOFF.0, 0u64);
         let mut said = String::new();
         loop {
             let url = self.settings.config.coordinator.clone();
             let compress = self.settings.config.connection.compress;
             let network = Arc::clone(&self.outside.network);
+            self.reload();
             let egress = self.egress.clone();
             let opened = tokio::select! {
                 opened = Link::open(&*network, &url, &self.credentials, compress, egress) => opened,
@@ -162,6 +174,32 @@ impl Node {
                 return Ok(());
             }
             pause = (pause * 2).min(BACKOFF.1);
+        }
+    }
+
+    /// How the node's certificate is renewed.
+    fn renewal(&self) -> Renewal {
+        Renewal {
+            certificates: self.settings.certificates(),
+            url: self.settings.enrolment(),
+            clock: self.outside.clock.clone(),
+            network: Arc::clone(&self.outside.network),
+        }
+    }
+
+    /// Takes the certificate that lies there now: it may have been renewed, and the next connection shows it.
+    fn reload(&mut self) {
+        match Credentials::read(&self.settings.certificates(), &self.outside.clock) {
+            Ok(read) if read.summary.identity == self.credentials.summary.identity => {
+                self.credentials = read;
+            }
+            Ok(read) => warn!(
+                found = %read.summary.identity,
+                "the certificate is another member's; the one before is used on"
+            ),
+            Err(error) => {
+                warn!(error = format!("{error:#}"), "the certificate before is used on");
+            }
         }
     }
 

@@ -26,8 +26,10 @@ use tracing::{error, info, warn};
 use self::records::Waiting;
 pub(crate) use self::records::{Countersigned, RecordsHeld};
 use crate::aggregate;
+use crate::membership::{Answer, Ask, Asked, Members, Membership};
 use crate::papers::Papers;
 use crate::presence::Presence;
+use crate::registry::{MemberName, Refusal};
 use crate::store::{Entry, Launch, Store, recorded};
 
 /// Requests that wait for the driver; a service waits in turn when it is full.
@@ -54,6 +56,10 @@ pub(crate) enum DriverError {
     NoRecord { run: RunId, round: u32 },
     #[error("the coordinator no longer has the bytes of update {0}; send it again")]
     BytesGone(UpdateDigest),
+    #[error(transparent)]
+    Membership(Box<Refusal>),
+    #[error("the coordinator cannot make a certificate; its operator sees the reason in its log")]
+    NoCertificate,
     #[error("the coordinator is stopping; try again when it is back")]
     Stopping,
 }
@@ -155,6 +161,10 @@ enum Request {
     Discard {
         update: UpdateDigest,
     },
+    Membership {
+        ask: Box<Ask>,
+        reply: Reply<(Answer, Vec<RunId>)>,
+    },
 }
 
 /// A handle by which services reach the driver.
@@ -165,6 +175,7 @@ pub(crate) struct DriverHandle {
     presence: Presence,
     papers: Papers,
     blobs: Arc<BlobStore>,
+    members: Members,
 }
 
 impl DriverHandle {
@@ -242,6 +253,16 @@ impl DriverHandle {
         self.ask(|reply| Request::Reports { reply }).await
     }
 
+    /// Asks something of the registry; with the answer come the runs from which a client was excluded.
+    pub(crate) async fn membership(&self, ask: Ask) -> Result<(Answer, Vec<RunId>), DriverError> {
+        self.ask(|reply| Request::Membership { ask: Box::new(ask), reply }).await
+    }
+
+    /// Who belongs here.
+    pub(crate) fn members(&self) -> &Members {
+        &self.members
+    }
+
     /// Changes whenever any run does; closes when the coordinator stops.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.clone()
@@ -283,6 +304,7 @@ pub(crate) struct Driver {
     fold_again: BTreeMap<RunId, Instant>,
     /// Countersignatures that are not on the disk yet.
     waiting: Waiting,
+    membership: Membership,
 }
 
 impl Driver {
@@ -292,6 +314,7 @@ impl Driver {
         papers: Papers,
         store: Store,
         runs: BTreeMap<RunId, Run>,
+        membership: Membership,
     ) -> (Self, DriverHandle) {
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         let (changes, news) = watch::channel(0);
@@ -302,6 +325,7 @@ impl Driver {
             presence: presence.clone(),
             papers: papers.clone(),
             blobs: store.blobs(),
+            members: membership.members(),
         };
         let to_self = sender.downgrade();
         // A clock that was set back while the coordinator was gone must not repeat a past.
@@ -318,6 +342,7 @@ impl Driver {
             presence,
             fold_again,
             waiting: Waiting::default(),
+            membership,
         };
         (driver, handle)
     }
@@ -333,6 +358,7 @@ impl Driver {
                 self.perform(run.id(), run.plan(), effect);
             }
         }
+        self.exclude_revoked()?;
         loop {
             let wait = self.until_next_deadline();
             tokio::select! {
@@ -451,8 +477,62 @@ impl Driver {
             }
             Request::Folded { run, round, folded } => self.folded(&run, round, folded)?,
             Request::Discard { update } => self.discard(update),
+            Request::Membership { ask, reply } => {
+                let answer = self.change_members(*ask)?;
+                failpoint::reach("coordinator::before_membership_reply");
+                let _ = reply.send(answer);
+            }
         }
         Ok(())
+    }
+
+    /// Answers what is asked of the registry; whoever is revoked takes part in no open run any more.
+    fn change_members(
+        &mut self,
+        ask: Ask,
+    ) -> anyhow::Result<Result<(Answer, Vec<RunId>), DriverError>> {
+        let now = self.now();
+        let revokes = matches!(ask.what, Asked::Revoke { .. });
+        let answer = match self.membership.answer(&mut self.store, now, ask)? {
+            Ok(answer) => answer,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let runs = if revokes { self.exclude_revoked()? } else { Vec::new() };
+        self.announce();
+        Ok(Ok((answer, runs)))
+    }
+
+    /// Excludes clients that were revoked from the runs that are open; returns which those were.
+    fn exclude_revoked(&mut self) -> anyhow::Result<Vec<RunId>> {
+        let registry = self.membership.members().now();
+        let revoked: Vec<(&ClientId, String, String)> = registry
+            .members()
+            .filter_map(|(name, member)| match (name, &member.revoked) {
+                (MemberName::Client(client), Some(decision)) => {
+                    let reason = format!("revoked by operator {}: {}", decision.by, decision.why);
+                    Some((client, reason, decision.by.clone()))
+                }
+                _ => None,
+            })
+            .collect();
+        let open: Vec<RunId> = self.runs.keys().cloned().collect();
+        let mut excluded = Vec::new();
+        for run in open {
+            for (client, reason, by) in &revoked {
+                let named = |run: &Run| run.plan().client(client).is_some();
+                if !self.runs.get(&run).is_some_and(named) {
+                    continue;
+                }
+                let command =
+                    Command::Exclude { client: (*client).clone(), reason: reason.clone() };
+                // One that was excluded before changes nothing, and is refused at most.
+                let ordered = Event::Ordered { command };
+                if let Ok(true) = self.step_by(&run, ordered, Some(by.clone()))? {
+                    excluded.push(run.clone());
+                }
+            }
+        }
+        Ok(excluded)
     }
 
     fn discard(&self, update: UpdateDigest) {

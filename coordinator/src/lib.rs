@@ -11,15 +11,21 @@
 mod aggregate;
 pub mod commands;
 mod config;
+mod credentials;
 mod driver;
+mod founding;
+mod membership;
 mod orders;
 mod papers;
 mod presence;
+mod registry;
 mod retention;
 mod server;
 mod service;
 mod store;
 
 pub use config::Home;
+pub use founding::enrol;
 pub use orders::start_request;
-pub use server::Coordinator;
+pub use registry::OperatorRole;
+pub use server::{Coordinator, Door};

@@ -4,12 +4,14 @@ use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use comity_certs::Reason;
 use comity_coordinator::commands::certs::RotateStep;
-use comity_coordinator::{Home, commands};
-use comity_federation::{ClientId, Country, RunId};
+use comity_coordinator::commands::members::Invitee;
+use comity_coordinator::{Home, OperatorRole, commands};
+use comity_federation::{ClientId, Country, KeyFingerprint, RunId};
 use tracing_subscriber::EnvFilter;
 
 /// Coordinates runs of a federation over mTLS, and gives its operator the commands for it.
@@ -20,8 +22,10 @@ use tracing_subscriber::EnvFilter;
     after_help = "\
 Examples:
   comity-coordinator init --federation east-asia-health --name coordinator.example.org
-  comity-coordinator certs issue KR/seoul-lab --out kr-certs
   comity-coordinator serve
+  comity-coordinator invite --country VN --institution \"Hanoi Lab\"   prints the token for its join
+  comity-coordinator members list
+  comity-coordinator revoke VN/hanoi-lab --reason \"its key was lost\"
   comity-coordinator run start plan.toml --watch
   comity-coordinator model export RUN --out model.safetensors
   comity-coordinator model certify RUN --model model.safetensors --out papers
@@ -50,12 +54,63 @@ enum Command {
         /// Host name or IP address by which clients reach it; may be given several times.
         #[arg(long = "name", required = true, value_name = "HOST")]
         names: Vec<String>,
+        /// Address and port where members join [default: that of --listen with port 7444, or 0 if that has port 0].
+        #[arg(long, value_name = "ADDRESS")]
+        enrolment_listen: Option<SocketAddr>,
+        /// COUNTRY/institution to invite at once: its token is printed; may be given several times.
+        #[arg(long, value_name = "CLIENT")]
+        invite: Vec<ClientId>,
     },
     /// Serve clients and operators until stopped with Ctrl-C.
     Serve,
-    /// Certificates of the federation's members.
+    /// Invite an institution's node or an operator; prints one token, alone on stdout.
+    #[command(group(clap::ArgGroup::new("who").required(true).args(["institution", "operator"])))]
+    Invite {
+        /// Country of the institution, ISO 3166, such as VN.
+        #[arg(long, requires = "institution")]
+        country: Option<Country>,
+        /// Name of the institution, as people write it.
+        #[arg(long, requires = "country", value_name = "TITLE")]
+        institution: Option<String>,
+        /// Its short name, `a-z`, `0-9` and `-` [default: made of the title].
+        #[arg(long, requires = "institution")]
+        id: Option<String>,
+        /// Name of the operator, `a-z`, `0-9` and `-`.
+        #[arg(long, requires = "role", value_name = "NAME")]
+        operator: Option<String>,
+        /// What the operator may do.
+        #[arg(long, requires = "operator")]
+        role: Option<OperatorRole>,
+        /// For how long the invitation holds.
+        #[arg(long, default_value = "24h", value_parser = duration)]
+        expires: Duration,
+        /// Why; it stands in the record.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Join as an operator, on a machine of one's own.
+    Join {
+        /// The token, or `-` to read it from stdin, where no list of processes shows it; or leave it out and set
+        /// COMITY_JOIN_TOKEN.
+        token: Option<String>,
+    },
+    /// Who belongs to the federation.
+    #[command(subcommand)]
+    Members(MembersCommand),
+    /// Certificates of this folder.
     #[command(subcommand)]
     Certs(CertsCommand),
+    /// End a membership at once, on open connections too.
+    Revoke {
+        /// COUNTRY/institution, or an operator's name.
+        name: String,
+        /// Why; it stands in the record, and the member is told.
+        #[arg(long)]
+        reason: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Launch, list, show, watch, govern and abort runs.
     #[command(subcommand)]
     Run(RunCommand),
@@ -137,17 +192,6 @@ enum JournalCommand {
 enum CertsCommand {
     /// Print the name and the key's fingerprint of this folder's operator, which institutions pin in policy.toml.
     Fingerprint,
-    /// Make a key and a certificate for a client, such as KR/seoul-lab.
-    Issue {
-        /// COUNTRY/institution.
-        client: ClientId,
-        /// New folder for certificate.pem, key.pem and root.pem.
-        #[arg(long, value_name = "DIR")]
-        out: PathBuf,
-        /// Days until it expires.
-        #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u16).range(1..=3650))]
-        days: u16,
-    },
     /// Make the issuing CA of a country, such as TH; its first client needs it.
     AddCountry {
         /// Two letters, ISO 3166-1.
@@ -182,6 +226,58 @@ enum CertsCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Subcommand)]
+enum MembersCommand {
+    /// List all: members, those who are invited, and those who were revoked.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one.
+    Show {
+        /// COUNTRY/institution, or an operator's name.
+        name: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Approve one that asks to join, where two operators have to.
+    Approve {
+        /// COUNTRY/institution, or an operator's name.
+        name: String,
+        /// The key's fingerprint, as the new member reads it out.
+        #[arg(long, value_name = "FINGERPRINT")]
+        key: KeyFingerprint,
+        /// Why; it stands in the record.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Refuse one that asks to join.
+    Refuse {
+        /// COUNTRY/institution, or an operator's name.
+        name: String,
+        /// Why; it stands in the record, and whoever asks is told.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Change what an operator may do.
+    Role {
+        /// The operator's name.
+        name: String,
+        /// viewer, launcher or admin.
+        role: OperatorRole,
+        /// Why; it stands in the record.
+        #[arg(long)]
+        reason: String,
+    },
+}
+
+/// A duration with its unit, such as `24h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime_serde::re::humantime::parse_duration(text).map_err(|e| e.to_string())
 }
 
 #[derive(Subcommand)]
@@ -319,15 +415,13 @@ fn main() -> ExitCode {
         .init();
     let home = Home::new(&cli.dir);
     let result = match cli.command {
-        Command::Init { federation, listen, names } => {
-            commands::init::init(&home, federation, listen, names)
+        Command::Init { federation, listen, names, enrolment_listen, invite } => {
+            let init = commands::init::Init { federation, listen, enrolment_listen, names, invite };
+            commands::init::init(&home, init)
         }
         Command::Serve => commands::serve::serve(&home),
         Command::Certs(command) => match command {
             CertsCommand::Fingerprint => commands::certs::fingerprint(&home),
-            CertsCommand::Issue { client, out, days } => {
-                commands::certs::issue(&home, client, &out, days)
-            }
             CertsCommand::AddCountry { country, root_key } => {
                 commands::certs::add_country(&home, country, root_key.as_deref())
             }
@@ -340,6 +434,36 @@ fn main() -> ExitCode {
             CertsCommand::RotateCa(step) => commands::certs::rotate(&home, step),
             CertsCommand::Status { json } => commands::certs::status(&home, json),
         },
+        Command::Invite { country, institution, id, operator, role, expires, reason } => {
+            let invitee = match (country, institution, operator, role) {
+                (Some(country), Some(title), _, _) => {
+                    Some(Invitee::Institution { country, title, id })
+                }
+                (_, _, Some(name), Some(role)) => Some(Invitee::Operator { name, role }),
+                _ => None,
+            };
+            let invitee = invitee.expect("clap asks for one of them whole");
+            commands::members::invite(&home, invitee, expires, reason)
+        }
+        Command::Join { token } => comity_certs::token_given(token)
+            .map_err(Into::into)
+            .and_then(|token| commands::join::join(&home, &token)),
+        Command::Members(command) => match command {
+            MembersCommand::List { json } => commands::members::list(&home, json),
+            MembersCommand::Show { name, json } => commands::members::show(&home, &name, json),
+            MembersCommand::Approve { name, key, reason } => {
+                commands::members::decide(&home, name, Some(key), true, reason)
+            }
+            MembersCommand::Refuse { name, reason } => {
+                commands::members::decide(&home, name, None, false, reason)
+            }
+            MembersCommand::Role { name, role, reason } => {
+                commands::members::role(&home, name, role, reason)
+            }
+        },
+        Command::Revoke { name, reason, json } => {
+            commands::members::revoke(&home, name, reason, json)
+        }
         Command::Run(command) => match command {
             RunCommand::Start { plan, consent, watch, json } => {
                 commands::run::start(&home, &plan, &consent, watch, json)

@@ -33,6 +33,20 @@ impl Papers {
         Ok(Self(Arc::new(ArcSwap::from_pointee(Keys::new(chain_pem, key_pem, root_pem)?))))
     }
 
+    /// Signs with these from now on.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); those before are then used on.
+    pub(crate) fn replace(
+        &self,
+        chain_pem: &str,
+        key_pem: &str,
+        root_pem: &str,
+    ) -> Result<(), CertError> {
+        self.0.store(Arc::new(Keys::new(chain_pem, key_pem, root_pem)?));
+        Ok(())
+    }
+
     /// Name of the federation, as the coordinator's certificate says it.
     pub(crate) fn federation(&self) -> String {
         self.0.load().verifier.federation().to_owned()

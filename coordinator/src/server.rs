@@ -2,45 +2,59 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use comity_certs::{
-    CertError, Clock, Identity, Seen, check_own, explain, read_key_pem, server_config_at,
-};
+use comity_certs::{Clock, Identity, Seen, explain};
 use comity_federation::{Run, RunId, RunReport};
 use comity_journal::DirLock;
 use comity_proto::limits;
-use comity_proto::transport::{Listen, incoming, server_builder};
+use comity_proto::transport::{Connections, Listen, incoming_among, server_builder};
 use comity_proto::v1::control_server::ControlServer;
+use comity_proto::v1::enrolment_server::EnrolmentServer;
 use comity_proto::v1::federation_server::FederationServer;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::codec::CompressionEncoding;
 use tonic::service::interceptor::InterceptedService;
 use tracing::{error, warn};
 
 use crate::config::{Config, Home};
+use crate::credentials::Credentials;
 use crate::driver::Driver;
+use crate::membership::Membership;
 use crate::orders::Orders;
 use crate::papers::Papers;
-use crate::service::{Authenticate, ControlService, FederationService};
+use crate::registry::Registry;
+use crate::service::{
+    Authenticate, ControlService, EnrolmentService, FederationService, Inviting, Uploads,
+};
 use crate::store::Store;
 
 /// How long calls under way may take to end when the coordinator stops.
 const GRACE: Duration = Duration::from_secs(3);
 
+/// A listener, and the port by which others reach it.
+#[derive(Debug)]
+pub struct Door<L> {
+    /// What accepts.
+    pub listener: L,
+    /// Its port.
+    pub port: u16,
+}
+
 /// A coordinator that holds its folder and has replayed its journal, ready to serve.
 pub struct Coordinator {
+    home: Home,
     config: Config,
     clock: Clock,
-    /// The file of the roots.
-    root: PathBuf,
-    tls: Arc<rustls::ServerConfig>,
     papers: Papers,
+    credentials: Credentials,
+    /// Asks for a look at the certificates' files at once.
+    reload: Arc<Notify>,
     store: Store,
+    registry: Registry,
     runs: BTreeMap<RunId, Run>,
     lock: DirLock,
     damage: Vec<String>,
@@ -55,41 +69,34 @@ impl Coordinator {
     pub fn open(home: &Home, clock: Clock) -> anyhow::Result<Self> {
         let config = Config::read(home)?;
         let lock = DirLock::acquire(home.dir())?;
-        let pem = |name: &str| {
-            let path = home.certs().join(name);
-            std::fs::read_to_string(&path)
-                .with_context(|| format!("{} cannot be read", path.display()))
-        };
-        let (certificate, root) = (pem("coordinator.pem")?, pem("root.pem")?);
-        let key = read_key_pem(&home.certs().join("coordinator.key"))?;
-        let files = || {
-            format!(
-                "coordinator.pem, coordinator.key and root.pem in {} do not belong together, or one is \
-                 damaged; put them back from a backup",
-                home.certs().display()
-            )
-        };
-        match check_own(&certificate, &key, &root, clock.date()) {
-            Ok(_) => {}
-            // Clients will say so too; the operator can still see the runs.
-            Err(dated @ (CertError::Expired { .. } | CertError::NotYetValid { .. })) => {
-                warn!(%dated, "clients will refuse this certificate");
-            }
-            Err(other) => return Err(other).with_context(files),
-        }
-        let tls = server_config_at(&certificate, &key, &root, Arc::new(clock.clone()))
-            .with_context(files)?;
-        let papers = Papers::new(&certificate, &key, &root).with_context(files)?;
-        let (mut store, runs) = Store::open(home, config.storage.clone())?;
+        let credentials = Credentials::read(home, &clock)?;
+        let papers = credentials.papers();
+        let (mut store, runs, registry) = Store::open(home, config.storage.clone())?;
         store.sign_missing(&papers)?;
+        if !registry.is_founded() {
+            warn!("nobody is enrolled: this folder was made by an older version; make a new one");
+        }
         let damage = store.check_models(runs.values());
         for what in &damage {
             error!(
                 "{what}; the run waits until the file is back from a backup or `run abort` ends it"
             );
         }
-        let root = home.certs().join("root.pem");
-        Ok(Self { config, clock, root, tls, papers, store, runs, lock, damage })
+        let home = home.clone();
+        let reload = Arc::default();
+        Ok(Self {
+            home,
+            config,
+            clock,
+            credentials,
+            papers,
+            reload,
+            store,
+            registry,
+            runs,
+            lock,
+            damage,
+        })
     }
 
     /// Which open runs cannot go on because the disk no longer holds the model that was written, each
@@ -114,50 +121,107 @@ impl Coordinator {
         self.config.listen
     }
 
+    /// What to notify when the certificates' files should be looked at at once; they are anyway, each second.
+    #[must_use]
+    pub fn reload(&self) -> Arc<Notify> {
+        Arc::clone(&self.reload)
+    }
+
+    /// The address that its configuration names for those who join.
+    #[must_use]
+    pub fn enrolment_listen(&self) -> SocketAddr {
+        self.config.enrolment_listen()
+    }
+
     /// Name of its federation.
     #[must_use]
     pub fn federation(&self) -> &str {
         &self.config.federation
     }
 
-    /// Serves what `listener` accepts until `stop` turns true.
+    /// Serves members at one door, and those who join at another, until `stop` turns true.
     ///
     /// # Errors
     /// If a step cannot be made durable; nothing more may then be promised to anybody.
     pub async fn serve<L: Listen>(
         self,
-        listener: L,
+        members: Door<L>,
+        joining: Option<Door<L>>,
         mut stop: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
-        let Self { config, clock, root, tls, papers, store, runs, lock, damage: _ } = self;
-        let (driver, handle) = Driver::new(&clock, papers, store, runs);
-        let orders = Orders { federation: config.federation.clone(), root, clock: clock.clone() };
+        let Self {
+            home,
+            config,
+            clock,
+            credentials,
+            papers,
+            reload,
+            store,
+            registry,
+            runs,
+            lock,
+            damage: _,
+        } = self;
+        let connections = Connections::default();
+        let membership = Membership::new(
+            registry,
+            home.certs(),
+            clock.clone(),
+            config.enrolment.clone(),
+            connections.clone(),
+        );
+        let (driver, handle) = Driver::new(&clock, papers, store, runs, membership);
+        let orders = Orders {
+            federation: config.federation.clone(),
+            root: home.certs().join("root.pem"),
+            clock: clock.clone(),
+        };
         let (all_stop, stopped) = watch::channel(false);
         let mut driver = tokio::spawn(driver.run(stopped.clone()));
-        let authenticate = Authenticate { federation: config.federation.clone() };
-        let service = FederationService::new(handle.clone(), config.federation, clock);
+        let authenticate = Authenticate {
+            federation: config.federation.clone(),
+            members: handle.members().clone(),
+            clock: clock.clone(),
+        };
+        let inviting = Inviting {
+            federation: config.federation.clone(),
+            certs: home.certs(),
+            url: joining.as_ref().map(|door| config.url(door.port)),
+        };
+        let url = config.url(members.port);
+        let uploads = Uploads::new(Arc::clone(handle.blobs()));
+        let service =
+            FederationService::new(handle.clone(), config.federation, clock, uploads.clone());
         let federation = FederationServer::new(service)
             .max_decoding_message_size(limits::REQUEST_BYTES_MAX)
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX)
             // To whoever says that it takes it; nothing compressed is taken from anybody.
             .send_compressed(CompressionEncoding::Zstd);
-        let control = ControlServer::new(ControlService { driver: handle, orders })
-            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let enrolment = EnrolmentService::new(handle.clone(), url);
+        let control =
+            ControlServer::new(ControlService { driver: handle, orders, uploads, inviting })
+                .max_decoding_message_size(limits::MESSAGE_BYTES_MAX);
         // A certificate without a name is refused call by call, with the reason.
         let who = |chain: &[Vec<u8>]| {
-            Identity::of_chain(chain).map(|identity| identity.to_string()).unwrap_or_default()
+            Identity::of_chain(chain).map(|identity| identity.role.to_string()).unwrap_or_default()
         };
         let why = |error: &rustls::Error| explain(error, &Seen::ByServer);
-        let tls = Arc::new(ArcSwap::from(tls));
-        let connections = incoming(listener, tls, limits::HANDSHAKE_TIMEOUT, who, why);
+        let (tls, joining_tls) =
+            (Arc::clone(&credentials.members), Arc::clone(&credentials.joining));
+        tokio::spawn(credentials.follow(reload, stopped.clone()));
+        let timeout = limits::HANDSHAKE_TIMEOUT;
+        let accepted = incoming_among(members.listener, tls, timeout, who, why, connections);
         let mut server_stopped = stopped.clone();
         let server = server_builder()
             .add_service(InterceptedService::new(federation, authenticate.clone()))
             .add_service(InterceptedService::new(control, authenticate))
-            .serve_with_incoming_shutdown(connections, async move {
+            .serve_with_incoming_shutdown(accepted, async move {
                 let _ = server_stopped.wait_for(|stop| *stop).await;
             });
         let mut server = tokio::spawn(server);
+        if let Some(door) = joining {
+            tokio::spawn(take_in(door, joining_tls, enrolment, stopped));
+        }
         let outcome = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => Ok(()),
             ended = &mut driver => ended.context("the driver panicked")?,
@@ -176,5 +240,36 @@ impl Coordinator {
         let _ = tokio::time::timeout(GRACE, rest).await;
         drop(lock);
         outcome
+    }
+}
+
+/// Serves those who join, until `stopped`.
+async fn take_in<L: Listen>(
+    door: Door<L>,
+    tls: Arc<ArcSwap<rustls::ServerConfig>>,
+    service: EnrolmentService,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let connections = Connections::new(
+        limits::ENROLMENT_CONNECTIONS_MAX,
+        limits::ENROLMENT_CONNECTIONS_EACH_MAX,
+        limits::ENROLMENT_CONNECTION_TIME,
+    );
+    let timeout = limits::HANDSHAKE_TIMEOUT;
+    let nobody = |_: &[Vec<u8>]| String::new();
+    let why = |error: &rustls::Error| explain(error, &Seen::ByServer);
+    let accepted = incoming_among(door.listener, tls, timeout, nobody, why, connections);
+    let enrolment = EnrolmentServer::new(service)
+        .max_decoding_message_size(limits::ENROLMENT_BYTES_MAX)
+        .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+    let served = server_builder()
+        .max_connection_age(limits::ENROLMENT_CONNECTION_TIME)
+        .add_service(enrolment)
+        .serve_with_incoming_shutdown(accepted, async move {
+            let _ = stopped.wait_for(|stop| *stop).await;
+        })
+        .await;
+    if let Err(error) = served {
+        error!(%error, "nobody can join any more");
     }
 }

@@ -20,6 +20,7 @@ pub(crate) use self::records::recorded;
 use self::records::{RECORDS, Unsigned};
 use crate::aggregate;
 use crate::config::{Home, StorageConfig};
+use crate::registry::{Change, Registry};
 use crate::retention::{Blobs, needed, used_lately};
 use crate::service::run_of_upload;
 
@@ -73,6 +74,8 @@ pub(crate) enum Entry {
     Recorded { record: Box<RoundRecord>, signature: Signature },
     /// A client signed a round's record too.
     Countersigned { run: RunId, round: u32, now: Time, client: ClientId, signature: Signature },
+    /// Who belongs to the federation changed.
+    Membership { change: Change, now: Time, by: String, why: String },
 }
 
 /// What a run was launched by, which every client checks.
@@ -108,8 +111,8 @@ impl Store {
     pub(crate) fn open(
         home: &Home,
         kept: StorageConfig,
-    ) -> anyhow::Result<(Self, BTreeMap<RunId, Run>)> {
-        let mut runs = BTreeMap::new();
+    ) -> anyhow::Result<(Self, BTreeMap<RunId, Run>, Registry)> {
+        let (mut runs, mut registry) = (BTreeMap::new(), Registry::default());
         let mut last = Time::default();
         let mut launches = BTreeMap::new();
         let mut latest_records = BTreeMap::new();
@@ -137,6 +140,10 @@ impl Store {
                     latest_records.insert(record.run.clone(), (record.round, record.digest()));
                 }
                 Entry::Countersigned { .. } => {}
+                Entry::Membership { change, now, by, why } => {
+                    last = last.max(now);
+                    registry.apply(&change, now, &by, &why).map_err(|e| record.refuse(e))?;
+                }
             }
             Ok(())
         })?;
@@ -197,7 +204,7 @@ impl Store {
             Ok(_) => {}
             Err(error) => warn!(%error, "blobs that no run needs could not be removed"),
         }
-        Ok((store, runs))
+        Ok((store, runs, registry))
     }
 
     /// The blobs that runs need, `open` being those that are open.
@@ -306,6 +313,12 @@ impl Store {
         self.journal.append_all_json(entries).context("the journal cannot be written")?;
         self.launched_by.extend(entries.iter().filter_map(records::launch_in));
         Ok(())
+    }
+
+    /// [`append`](Self::append)s what the index does not show.
+    pub(crate) fn append_marked(&mut self, entry: &Entry) -> anyhow::Result<()> {
+        self.append(entry)?;
+        self.mark()
     }
 
     /// Brings the index up to date with `run` after an [`append`](Self::append).

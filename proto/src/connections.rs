@@ -2,14 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::limits::{CONNECTIONS_EACH_MAX, CONNECTIONS_MAX};
+use crate::limits::{CONNECTION_AGE_MAX, CONNECTIONS_EACH_MAX, CONNECTIONS_MAX};
 
 /// All open connections of a server; clones share them.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Connections(Arc<Mutex<Open>>);
+#[derive(Clone, Debug)]
+pub struct Connections {
+    open: Arc<Mutex<Open>>,
+    n_max: usize,
+    n_each_max: usize,
+    /// How old one may grow.
+    pub(crate) age_max: Duration,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self::new(CONNECTIONS_MAX, CONNECTIONS_EACH_MAX, CONNECTION_AGE_MAX)
+    }
+}
 
 #[derive(Debug, Default)]
 struct Open {
@@ -41,18 +54,32 @@ pub(crate) struct Place {
 }
 
 impl Connections {
+    /// At most `n_max` connections, of one identity `n_each_max`, each up to `age_max` old.
+    #[must_use]
+    pub fn new(n_max: usize, n_each_max: usize, age_max: Duration) -> Self {
+        Self { open: Arc::default(), n_max, n_each_max, age_max }
+    }
+
+    /// Ends all connections of `who` at once, whatever they carry.
+    pub fn end(&self, who: &str) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, (_, end)) in open.all.extract_if(.., |_, (other, _)| other == who) {
+            let _ = end.send(());
+        }
+    }
+
     /// A place for a connection of `who`; `None` if there is none in all of the server.
     ///
     /// Of one identity the newest connections stay: a peer that comes back from a dead connection is let in,
     /// and one that opens them without end disturbs only itself.  When the server is full, the identity
     /// with the most connections loses its oldest, down to one each.
     pub(crate) fn enter(&self, who: String) -> Option<Place> {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let own = open.all.iter().filter(|(_, (other, _))| *other == who);
         let (n_own, oldest) = (own.clone().count(), own.map(|(number, _)| *number).next());
-        let to_end = if n_own >= CONNECTIONS_EACH_MAX {
+        let to_end = if n_own >= self.n_each_max {
             oldest
-        } else if open.all.len() >= CONNECTIONS_MAX {
+        } else if open.all.len() >= self.n_max {
             Some(open.to_end(1)?)
         } else {
             None
@@ -70,7 +97,7 @@ impl Connections {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut open = self.connections.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.connections.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.all.remove(&self.number);
     }
 }
@@ -93,6 +120,17 @@ mod tests {
         let open: Vec<bool> = own.iter_mut().map(is_open).collect();
         assert_eq!(open.iter().filter(|open| **open).count(), CONNECTIONS_EACH_MAX);
         assert!(!open[0] && !open[1] && is_open(&mut other));
+    }
+
+    #[test]
+    fn all_connections_of_one_identity_are_ended_and_no_other() {
+        let connections = Connections::default();
+        let mut open =
+            ["a", "b", "a"].map(|who| connections.enter(who.to_owned()).expect("a place"));
+        connections.end("a");
+        assert_eq!(open.each_mut().map(is_open), [false, true, false]);
+        let mut again = connections.enter("a".to_owned()).unwrap();
+        assert!(is_open(&mut again));
     }
 
     #[test]

@@ -63,6 +63,29 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often a quiet connection is probed, and how long the answer may take.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
+/// Connections of those who join or renew, in all and from one address, and how long one may last.
+pub const ENROLMENT_CONNECTIONS_MAX: usize = 64;
+/// See [`ENROLMENT_CONNECTIONS_MAX`].
+pub const ENROLMENT_CONNECTIONS_EACH_MAX: usize = 16;
+/// See [`ENROLMENT_CONNECTIONS_MAX`].
+pub const ENROLMENT_CONNECTION_TIME: Duration = Duration::from_secs(60);
+/// Largest message of those who join or renew, in bytes: a secret and a request for a certificate.
+pub const ENROLMENT_BYTES_MAX: usize = 8 << 10;
+/// In which calls of one address to join or renew are counted...
+pub const ENROLMENT_PERIOD: Duration = Duration::from_secs(60);
+/// ... the most of them: a country behind one address, and each of its nodes asks a few times...
+pub const ENROLMENT_CALLS_MAX: u32 = 600;
+/// ... and after so many that were refused none is looked at.
+pub const ENROLMENT_FAILURES_MAX: u32 = 20;
+/// Addresses that are counted in a period; others have to wait for the next.
+pub const ENROLMENT_ADDRESSES_MAX: usize = 4_096;
+/// Longest time for which an invitation holds.
+pub const INVITATION_TIME_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
+/// Longest name of an institution or a person as people write it, in bytes.
+pub const TITLE_BYTES_MAX: usize = 200;
+/// Longest reason that an operator gives for a change of members, in bytes.
+pub const REASON_BYTES_MAX: usize = 500;
+
 /// Streams, and with them calls, that one connection may have open.
 pub const CONCURRENT_STREAMS_MAX: u32 = 8;
 /// Streams that a peer opened and reset before they were looked at; one more ends the connection.

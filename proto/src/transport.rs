@@ -32,7 +32,8 @@ use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Server};
 use tracing::{debug, info};
 
-use crate::connections::{Connections, Place};
+pub use crate::connections::Connections;
+use crate::connections::Place;
 use crate::flow::{Flow, Taking};
 use crate::limits;
 
@@ -185,7 +186,7 @@ impl<S: Duplex> AsyncWrite for TlsConnection<S> {
 /// `handshake_timeout` long; when they are too many, the oldest of the address that has most of them makes
 /// room, but none in its first second.  A refused one is logged with the peer's address and the reason.
 pub fn incoming<L, W, Y>(
-    mut listener: L,
+    listener: L,
     tls: Arc<ArcSwap<rustls::ServerConfig>>,
     handshake_timeout: Duration,
     who: W,
@@ -196,11 +197,29 @@ where
     W: Fn(&[Vec<u8>]) -> String + Send + Sync + 'static,
     Y: Fn(&rustls::Error) -> String + Send + Sync + 'static,
 {
+    incoming_among(listener, tls, handshake_timeout, who, why, Connections::default())
+}
+
+/// [`incoming`], counted among `connections`, by which they can be ended. A peer that shows no certificate,
+/// where none is asked for, is named by its address.
+pub fn incoming_among<L, W, Y>(
+    mut listener: L,
+    tls: Arc<ArcSwap<rustls::ServerConfig>>,
+    handshake_timeout: Duration,
+    who: W,
+    why: Y,
+    connections: Connections,
+) -> impl Stream<Item = io::Result<TlsConnection<L::Stream>>> + Send + use<L, W, Y>
+where
+    L: Listen,
+    W: Fn(&[Vec<u8>]) -> String + Send + Sync + 'static,
+    Y: Fn(&rustls::Error) -> String + Send + Sync + 'static,
+{
     let (sender, receiver) = mpsc::channel(limits::ACCEPTED_MAX);
     let doorman = Arc::new(Doorman {
         who: Box::new(who),
         why: Box::new(why),
-        connections: Connections::default(),
+        connections,
         n_uploads: Arc::default(),
     });
     tokio::spawn(async move {
@@ -300,10 +319,14 @@ async fn shake<S: Duplex>(
     let stream = acceptor.accept(stream).await?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let chain: Arc<[Vec<u8>]> = chain.iter().map(|der| der.to_vec()).collect();
-    let who = (doorman.who)(&chain);
+    let who = match chain.is_empty() {
+        true => address.ip().to_string(),
+        false => (doorman.who)(&chain),
+    };
     // The same peer at another port ages otherwise: a federation must not come back all at once.
-    let tenth = limits::CONNECTION_AGE_MAX / 10;
-    let age = limits::CONNECTION_AGE_MAX - tenth.mul_f64(fraction(&(&who, address)));
+    let age_max = doorman.connections.age_max;
+    let tenth = age_max / 10;
+    let age = age_max - tenth.mul_f64(fraction(&(&who, address)));
     let now = Instant::now();
     let place = doorman.connections.enter(who);
     let crowded = place.is_none();

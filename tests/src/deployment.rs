@@ -184,6 +184,21 @@ impl Deployment {
     /// # Errors
     /// If `init` fails.
     pub fn init(binaries: Binaries, dir: &Path, federation: &str) -> anyhow::Result<Self> {
+        let init = ["init", "--federation", federation, "--listen", "127.0.0.1:0"];
+        let init = [&init[..], &["--enrolment-listen", "127.0.0.1:0"]].concat();
+        let init = [&init[..], &["--name", "127.0.0.1"]].concat();
+        Ok(Self::init_with(binaries, dir, &init)?.0)
+    }
+
+    /// [`init`](Self::init) with other arguments, and what it printed.
+    ///
+    /// # Errors
+    /// If `init` fails.
+    pub fn init_with(
+        binaries: Binaries,
+        dir: &Path,
+        init: &[&str],
+    ) -> anyhow::Result<(Self, Finished)> {
         fs::create_dir_all(dir)?;
         let made = Self {
             binaries,
@@ -192,9 +207,8 @@ impl Deployment {
             clients: BTreeMap::new(),
             n_files_max: None,
         };
-        let init = ["init", "--federation", federation, "--listen", "127.0.0.1:0"];
-        made.operator(&[&init[..], &["--name", "127.0.0.1"]].concat())?.success()?;
-        Ok(made)
+        let printed = made.operator(init)?.success()?;
+        Ok((made, printed))
     }
 
     /// The coordinator's folder.
@@ -279,6 +293,15 @@ impl Deployment {
         )
     }
 
+    /// Runs the command of an operator whose folder is `dir` to its end, with `token` for `join`.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn operator_at(&self, dir: &Path, args: &[&str], token: &str) -> anyhow::Result<Finished> {
+        let mut command = self.binaries.command("comity-coordinator");
+        Finished::of(command.arg("--dir").arg(dir).args(args).env("COMITY_JOIN_TOKEN", token))
+    }
+
     /// Starts an operator's command whose stdout the caller reads.
     ///
     /// # Errors
@@ -303,20 +326,59 @@ impl Deployment {
     pub fn add_client(&self, setup: &ClientSetup) -> anyhow::Result<()> {
         let dir = self.client_dir(&setup.id);
         fs::create_dir_all(&dir)?;
-        let certs = dir.join("certs");
-        if !certs.exists() {
-            let out = certs.to_str().context("the folder's name is not UTF-8")?;
-            self.operator(&["certs", "issue", &setup.id.to_string(), "--out", out])?.success()?;
+        if !dir.join("certs").exists() {
+            self.join(&setup.id, &dir)?;
         }
         fs::write(dir.join("policy.toml"), self.policy(setup)?)?;
         let text = format!(
-            "coordinator = \"{}\"\ncertificates = \"certs\"\nstate = \"state\"\npolicy = \"policy.toml\"\n\
+            "coordinator = \"{}\"\nenrolment = \"{}\"\ncertificates = \"certs\"\nstate = \"state\"\npolicy = \"policy.toml\"\n\
              device = \"cpu\"\n\n[data]\nrecords = {}\n{}\n",
             self.url()?,
+            self.enrolment_url()?,
             setup.records,
             setup.source,
         );
         Ok(fs::write(dir.join("client.toml"), text)?)
+    }
+
+    /// Invites `client`, and joins as it in `dir`: its key, certificate and root lie in `dir/certs`.
+    ///
+    /// # Errors
+    /// If either is refused.
+    pub fn join(&self, client: &ClientId, dir: &Path) -> anyhow::Result<()> {
+        let token = self.invite(client)?;
+        self.join_with(&token, dir)?.success()?;
+        Ok(())
+    }
+
+    /// The token of a new invitation of `client`.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub fn invite(&self, client: &ClientId) -> anyhow::Result<String> {
+        let (country, id) = (client.country().to_string(), client.institution());
+        let invite = ["invite", "--country", &country, "--institution", id, "--id", id];
+        Ok(self.operator(&invite)?.success()?.stdout.trim().to_owned())
+    }
+
+    /// Runs `comity-client join` with `token` in `dir`.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn join_with(&self, token: &str, dir: &Path) -> anyhow::Result<Finished> {
+        let mut command = self.binaries.command("comity-client");
+        command.arg("join").arg("--dir").arg(dir).args(["--records", "1", "--without-dp"]);
+        Finished::of(command.env("COMITY_JOIN_TOKEN", token))
+    }
+
+    /// `https://HOST:PORT` at which members of the serving coordinator join.
+    ///
+    /// # Errors
+    /// If it does not serve.
+    pub fn enrolment_url(&self) -> anyhow::Result<String> {
+        let address = fs::read_to_string(self.coordinator_dir().join("enrolment_address"))
+            .context("the coordinator does not serve")?;
+        Ok(format!("https://{address}"))
     }
 
     /// A policy that takes this deployment's operator's orders, and limits nothing but privacy.
@@ -378,6 +440,19 @@ impl Deployment {
     /// If it cannot be started.
     pub fn client(&self, client: &ClientId, args: &[&str]) -> anyhow::Result<Finished> {
         Finished::of(self.client_command(client).args(args))
+    }
+
+    /// [`client`](Self::client), with a token for `join`.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn client_with(
+        &self,
+        client: &ClientId,
+        args: &[&str],
+        token: &str,
+    ) -> anyhow::Result<Finished> {
+        Finished::of(self.client_command(client).args(args).env("COMITY_JOIN_TOKEN", token))
     }
 
     fn client_command(&self, client: &ClientId) -> Command {

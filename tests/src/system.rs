@@ -7,6 +7,7 @@ mod corruption;
 mod crash;
 mod disk_full;
 mod egress;
+mod enrolment;
 mod governance;
 mod hostile;
 mod io_faults;
@@ -17,6 +18,7 @@ mod privacy;
 mod refusals;
 mod resume;
 mod retention;
+mod revocation;
 mod rogue;
 mod weather;
 
@@ -128,12 +130,15 @@ impl Site {
         Self { dir, deployment }
     }
 
-    /// Makes the coordinator's port stay the same, because clients come back to it.
+    /// Makes the coordinator's ports stay the same, because clients come back to them.
     fn keep_port(&self) {
-        let url = self.deployment.url().unwrap();
-        let address = url.strip_prefix("https://").unwrap();
         let config = self.deployment.coordinator_dir().join("coordinator.toml");
-        let text = fs::read_to_string(&config).unwrap().replace("127.0.0.1:0", address);
+        let mut text = fs::read_to_string(&config).unwrap();
+        // The members' port comes first in the file.
+        for url in [self.deployment.url(), self.deployment.enrolment_url()] {
+            let url = url.unwrap();
+            text = text.replacen("127.0.0.1:0", url.strip_prefix("https://").unwrap(), 1);
+        }
         write(&config, &text);
     }
 

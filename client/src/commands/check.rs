@@ -1,18 +1,21 @@
 //! `comity-client check`: everything that can be known before the first run, and what to mend.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail, ensure};
 use comity_burn_models::{check_units, data_contract};
-use comity_certs::Clock;
+use comity_certs::{Clock, date_of, renewing_config, time_of};
+use comity_datasets::Source;
 use comity_federation::{Circumstances, Plan};
-use comity_proto::transport::Tcp;
+use comity_proto::transport::{Tcp, connect_over};
 use serde::Serialize;
 use time::OffsetDateTime;
 
 use crate::config::{self, Config};
 use crate::egress::Egress;
+use crate::enrolment::certified;
 use crate::link::{Credentials, Link, check_url};
 
 /// Clocks that differ by more than this make certificates and deadlines unreliable.
@@ -48,13 +51,20 @@ pub fn check(path: &Path, plan: Option<&Path>, as_json: bool) -> anyhow::Result<
             "certificate",
             credentials.as_ref().map_err(flat).and_then(|c| {
                 let client = c.client_id()?;
-                let days = c.summary.days_left(OffsetDateTime::now_utc());
+                if let Some(dated) = &c.dated {
+                    bail!("{dated}; a running node asks for the next one by itself");
+                }
+                let hours = (c.summary.not_after - OffsetDateTime::now_utc()).whole_hours();
                 Ok(format!(
-                    "{client} of federation {}, {days} days left",
+                    "{client} of federation {}, {hours} hours left",
                     c.summary.identity.federation
                 ))
             }),
         );
+        if credentials.is_ok() {
+            note("renewal", renewal(settings));
+        }
+        note("data files", data_files(settings));
         let device = settings.config.device;
         note("device", device.open().map(|_| device.to_string()).map_err(Into::into));
         if let Some(plan) = plan {
@@ -99,6 +109,37 @@ fn check_plan(
         None => "no differential privacy".to_owned(),
     };
     Ok(format!("{} records fit plan {}; it would cost {cost}", dataset.len(), plan.name))
+}
+
+/// Whether somebody answers where the certificate is renewed, and is the coordinator.
+fn renewal(settings: &config::Node) -> anyhow::Result<String> {
+    let (url, path) = (settings.enrolment(), settings.certificates().join("root.pem"));
+    let root = std::fs::read_to_string(&path)
+        .with_context(|| format!("{} cannot be read", path.display()))?;
+    let tls = renewing_config(&root, Arc::new(Clock::system()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(connect_over(&Tcp, &url, tls)).with_context(|| {
+        format!("{url} is where the certificate is renewed (enrolment in client.toml)")
+    })?;
+    let at = certified(&settings.certificates())?.renews_at();
+    Ok(format!("{url} answers; due at {}", date_of(time_of(at))))
+}
+
+/// Whether the data's files are there; what is in them is checked against a plan.
+fn data_files(settings: &config::Node) -> anyhow::Result<String> {
+    let paths = match &settings.config.data.source {
+        Source::Idx { images, labels } => vec![images, labels],
+        Source::Csv { path, .. } => vec![path],
+    };
+    for path in &paths {
+        let path = settings.base.join(path);
+        ensure!(
+            path.is_file(),
+            "{} is not there; write where the data are into client.toml, [data] source",
+            path.display()
+        );
+    }
+    Ok(format!("{} of {} are there", paths.len(), paths.len()))
 }
 
 fn connect(config: &Config, credentials: &Credentials) -> anyhow::Result<String> {

@@ -7,6 +7,7 @@ use time::format_description::well_known::Rfc3339;
 
 pub mod check;
 pub mod egress;
+pub mod join;
 pub mod journal;
 pub mod ledger;
 pub mod plan;

@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
 use comity_certs::{Authority, Phase, Reason, Role, RotationStatus, instant};
-use comity_federation::{ClientId, Country};
+use comity_federation::Country;
 use serde_json::json;
 use time::OffsetDateTime;
 
@@ -24,17 +23,6 @@ pub fn fingerprint(home: &Home) -> anyhow::Result<()> {
         anyhow::bail!("operator.pem is of {}, not of an operator", identity.role)
     };
     println!("{{ name = \"{name}\", key = \"{}\" }}", signer.fingerprint());
-    Ok(())
-}
-
-/// Makes key and certificate of `client` in `out`.
-pub fn issue(home: &Home, client: ClientId, out: &Path, days: u16) -> anyhow::Result<()> {
-    let issued = authority(home)?
-        .issue(&Role::Client(client.clone()), i64::from(days), OffsetDateTime::now_utc())
-        .with_context(|| format!("no certificate for {client}"))?;
-    issued.write(out)?;
-    println!("certificate of {client} for {days} days written to {}", out.display());
-    println!("hand the folder over on a safe way: key.pem is the institution's identity");
     Ok(())
 }
 

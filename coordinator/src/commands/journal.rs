@@ -20,7 +20,8 @@ struct Line {
     seq: u64,
     time_ms: Time,
     what: String,
-    run: RunId,
+    /// `None` for what is about the federation.
+    run: Option<RunId>,
     who: String,
 }
 
@@ -30,25 +31,32 @@ impl Line {
         Ok(match record.json::<Entry>()? {
             Entry::Launched { run, plan, now, by, .. } => {
                 let what = format!("launched plan {}: {}", plan.digest().short(), plan.purpose);
-                Self { seq, time_ms: now, what, run, who: by }
+                Self { seq, time_ms: now, what, run: Some(run), who: by }
             }
             Entry::Stepped { run, now, event, by } => {
                 let (what, whose) = news(&event);
                 let who = by.unwrap_or(whose);
-                Self { seq, time_ms: now, what, run, who }
+                Self { seq, time_ms: now, what, run: Some(run), who }
+            }
+            Entry::Membership { change, now, by, why } => {
+                let what = match why.as_str() {
+                    "" => change.to_string(),
+                    why => format!("{change}: {why}"),
+                };
+                Self { seq, time_ms: now, what, run: None, who: by }
             }
             Entry::Recorded { record, .. } => Self {
                 seq,
                 time_ms: record.closed,
                 what: format!("round {}: record {} signed", record.round, record.digest().short()),
-                run: record.run,
+                run: Some(record.run),
                 who: "-".to_owned(),
             },
             Entry::Countersigned { run, round, now, client, .. } => Self {
                 seq,
                 time_ms: now,
                 what: format!("round {round}: record countersigned"),
-                run,
+                run: Some(run),
                 who: client.to_string(),
             },
         })
@@ -116,7 +124,7 @@ pub fn show(
 ) -> anyhow::Result<()> {
     let mut lines = VecDeque::new();
     read(home, |line| {
-        if run.is_none_or(|run| line.run == *run) {
+        if run.is_none_or(|run| line.run.as_ref() == Some(run)) {
             lines.push_back(line);
             if last.is_some_and(|n| lines.len() > n) {
                 lines.pop_front();
@@ -132,7 +140,7 @@ pub fn show(
             "{:>6}  {}  {}  {}  {}",
             line.seq,
             date(line.time_ms),
-            line.run,
+            line.run.as_ref().map_or("-", RunId::as_str),
             line.who,
             line.what
         );

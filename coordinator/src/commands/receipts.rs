@@ -47,6 +47,7 @@ fn read(home: &Home, run: Option<&RunId>) -> anyhow::Result<Vec<Papers>> {
     comity_journal::read(&path, |record| {
         let never = |run: &RunId| record.refuse(format!("run {run} was never launched"));
         match record.json::<Entry>()? {
+            Entry::Membership { .. } => {}
             Entry::Launched { run, plan, start, now, .. } => {
                 let (by, federation) = ("coordinator".to_owned(), federation.clone());
                 let export = Export::new(by, federation, run.clone(), (*plan).clone());

@@ -13,6 +13,8 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
 use super::federation::stream_blob;
+use super::members::Inviting;
+use super::uploads::Uploads;
 use super::{identity, papers, status};
 use crate::driver::{DriverError, DriverHandle};
 use crate::orders::Orders;
@@ -22,6 +24,8 @@ use crate::orders::Orders;
 pub(crate) struct ControlService {
     pub(crate) driver: DriverHandle,
     pub(crate) orders: Orders,
+    pub(crate) uploads: Uploads,
+    pub(crate) inviting: Inviting,
 }
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -30,7 +34,7 @@ type Sending<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[tonic::async_trait]
 impl Control for ControlService {
     async fn start_run(&self, request: Request<v1::StartRunRequest>) -> Reply<v1::StartRunReply> {
-        let operator = identity::operator(&request)?;
+        let operator = identity::launcher(&request)?;
         if request.get_ref().plan_toml.len() > PLAN_BYTES_MAX {
             let why = format!("a plan has at most {PLAN_BYTES_MAX} bytes");
             return Err(Status::invalid_argument(why));
@@ -47,7 +51,7 @@ impl Control for ControlService {
     }
 
     async fn list_runs(&self, request: Request<v1::ListRunsRequest>) -> Reply<v1::ListRunsReply> {
-        identity::operator(&request)?;
+        identity::viewer(&request)?;
         let reports = self.driver.reports().await.map_err(status)?;
         Ok(Response::new(v1::ListRunsReply {
             runs: reports.into_iter().map(v1::RunReport::from).collect(),
@@ -55,7 +59,7 @@ impl Control for ControlService {
     }
 
     async fn show_run(&self, request: Request<v1::ShowRunRequest>) -> Reply<v1::RunReport> {
-        identity::operator(&request)?;
+        identity::viewer(&request)?;
         let run = run_id(&request.get_ref().run_id)?;
         Ok(Response::new(self.driver.report(run).await.map_err(status)?.into()))
     }
@@ -66,7 +70,7 @@ impl Control for ControlService {
         &self,
         request: Request<v1::WatchRunRequest>,
     ) -> Reply<Self::WatchRunStream> {
-        identity::operator(&request)?;
+        identity::viewer(&request)?;
         let run = run_id(&request.get_ref().run_id)?;
         let driver = self.driver.clone();
         let (sender, receiver) = mpsc::channel(1);
@@ -102,7 +106,7 @@ impl Control for ControlService {
     }
 
     async fn abort_run(&self, request: Request<v1::AbortRunRequest>) -> Reply<v1::AbortRunReply> {
-        let operator = identity::operator(&request)?;
+        let operator = identity::launcher(&request)?;
         let request = request.into_inner();
         let run = run_id(&request.run_id)?;
         let reason = match request.reason.trim() {
@@ -117,7 +121,7 @@ impl Control for ControlService {
         &self,
         request: Request<v1::ExcludeClientRequest>,
     ) -> Reply<v1::ExcludeClientReply> {
-        let operator = identity::operator(&request)?;
+        let operator = identity::launcher(&request)?;
         let request = request.into_inner();
         let reason = match request.reason.trim() {
             "" => return Err(Status::invalid_argument("an exclusion needs a reason")),
@@ -133,7 +137,7 @@ impl Control for ControlService {
         &self,
         request: Request<v1::ReadmitClientRequest>,
     ) -> Reply<v1::ReadmitClientReply> {
-        let operator = identity::operator(&request)?;
+        let operator = identity::launcher(&request)?;
         let request = request.into_inner();
         let reason = match request.reason.trim() {
             "" => return Err(Status::invalid_argument("taking a client back needs a reason")),
@@ -151,7 +155,7 @@ impl Control for ControlService {
         &self,
         request: Request<v1::ExportModelRequest>,
     ) -> Reply<Self::ExportModelStream> {
-        identity::operator(&request)?;
+        identity::launcher(&request)?;
         let request = request.into_inner();
         let run = run_id(&request.run_id)?;
         let report = self.driver.report(run.clone()).await.map_err(status)?;
@@ -210,7 +214,7 @@ impl Control for ControlService {
         &self,
         request: Request<v1::ExportRecordsRequest>,
     ) -> Reply<Self::ExportRecordsStream> {
-        identity::operator(&request)?;
+        identity::launcher(&request)?;
         let parts = papers::export(&self.driver, request.into_inner()).await?;
         Ok(Response::new(Box::pin(tokio_stream::iter(parts))))
     }
@@ -219,30 +223,33 @@ impl Control for ControlService {
         &self,
         request: Request<v1::CertifyModelRequest>,
     ) -> Reply<v1::CertifyModelReply> {
-        let operator = identity::operator(&request)?;
+        let operator = identity::launcher(&request)?;
         papers::certify(&self.driver, request.into_inner(), operator).await.map(Response::new)
     }
 
-    async fn invite(&self, _: Request<v1::InviteRequest>) -> Reply<v1::InviteReply> {
-        Err(Status::unimplemented("nobody is invited yet"))
+    async fn invite(&self, request: Request<v1::InviteRequest>) -> Reply<v1::InviteReply> {
+        self.invite_member(request).await.map(Response::new)
     }
 
     async fn list_members(
         &self,
-        _: Request<v1::ListMembersRequest>,
+        request: Request<v1::ListMembersRequest>,
     ) -> Reply<v1::ListMembersReply> {
-        Err(Status::unimplemented("members are not listed yet"))
+        self.members_now(&request).map(Response::new)
     }
 
-    async fn decide_join(&self, _: Request<v1::DecideJoinRequest>) -> Reply<v1::DecideJoinReply> {
-        Err(Status::unimplemented("nobody joins yet"))
+    async fn decide_join(
+        &self,
+        request: Request<v1::DecideJoinRequest>,
+    ) -> Reply<v1::DecideJoinReply> {
+        self.decide(request).await.map(Response::new)
     }
 
-    async fn revoke(&self, _: Request<v1::RevokeRequest>) -> Reply<v1::RevokeReply> {
-        Err(Status::unimplemented("nobody is revoked yet"))
+    async fn revoke(&self, request: Request<v1::RevokeRequest>) -> Reply<v1::RevokeReply> {
+        self.revoke_member(request).await.map(Response::new)
     }
 
-    async fn set_role(&self, _: Request<v1::SetRoleRequest>) -> Reply<v1::SetRoleReply> {
-        Err(Status::unimplemented("operators have no roles yet"))
+    async fn set_role(&self, request: Request<v1::SetRoleRequest>) -> Reply<v1::SetRoleReply> {
+        self.give_role(request).await.map(Response::new)
     }
 }

@@ -31,6 +31,7 @@ use super::uploads::Uploads;
 use super::{blocking, identity, papers, status, status_of_blob};
 use crate::aggregate;
 use crate::driver::{Admitted, Assignment, DriverError, DriverHandle};
+use crate::registry::MemberName;
 
 /// How often a quiet stream checks whether the coordinator is stopping.
 const NEWS_PAUSE: Duration = Duration::from_secs(30);
@@ -48,8 +49,12 @@ pub(crate) struct FederationService {
 
 impl FederationService {
     /// What clients may ask of `driver`'s coordinator in `federation`.
-    pub(crate) fn new(driver: DriverHandle, federation: String, clock: Clock) -> Self {
-        let uploads = Uploads::new(Arc::clone(driver.blobs()));
+    pub(crate) fn new(
+        driver: DriverHandle,
+        federation: String,
+        clock: Clock,
+        uploads: Uploads,
+    ) -> Self {
         let (follows, downloads) = (Crowd::new(FOLLOWS_EACH_MAX), Crowd::new(DOWNLOADS_EACH_MAX));
         Self { driver, federation, clock, uploads, follows, downloads }
     }
@@ -105,6 +110,10 @@ impl FederationService {
         upload.finish(contribution.update.0).await?;
         debug!(%run, %client, bytes = total, "update stored");
         self.check_norm(&run, &client, &contribution, admitted.aggregation).await?;
+        if let Err(gone) = self.driver.members().now().still_here(&client.clone().into()) {
+            self.driver.discard(contribution.update).await;
+            return Err(gone.into());
+        }
         let event = Event::Submitted { client: client.clone(), contribution: contribution.clone() };
         let changed = self.driver.step(run.clone(), event).await.map_err(status)?;
         papers::submitted(&self.driver, run, client, &contribution, !changed).await
@@ -144,6 +153,9 @@ impl FederationService {
         client: &ClientId,
         contribution: &Contribution,
     ) -> Result<Admitted, Status> {
+        // Whoever was revoked since the call began sends nothing more, whatever its runs say.
+        let member = MemberName::Client(client.clone());
+        self.driver.members().now().still_here(&member)?;
         let (run, client) = (run.clone(), client.clone());
         self.driver.admit(run, client, contribution.clone()).await.map_err(status)
     }
@@ -155,8 +167,7 @@ type Sending<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[tonic::async_trait]
 impl Federation for FederationService {
     async fn hello(&self, request: Request<v1::HelloRequest>) -> Reply<v1::HelloReply> {
-        let identity = request.extensions().get::<comity_certs::Identity>();
-        let you = identity.map(|identity| identity.role.to_string()).unwrap_or_default();
+        let you = identity::caller(&request)?.identity.role.to_string();
         let protocol = comity_proto::PROTOCOL;
         if request.get_ref().protocol != protocol {
             return Err(Status::failed_precondition(format!(

@@ -2,15 +2,19 @@
 
 mod control;
 mod crowd;
+mod enrolment;
 mod federation;
 mod identity;
+mod members;
 mod papers;
 mod uploads;
 
 pub(crate) use control::ControlService;
+pub(crate) use enrolment::EnrolmentService;
 pub(crate) use federation::FederationService;
 pub(crate) use identity::Authenticate;
-pub(crate) use uploads::run_of_upload;
+pub(crate) use members::Inviting;
+pub(crate) use uploads::{Uploads, run_of_upload};
 
 use comity_federation::ModelDigest;
 use comity_journal::BlobError;
@@ -30,6 +34,8 @@ fn status(error: DriverError) -> Status {
             Status::not_found(error.to_string())
         }
         DriverError::Storage(_) => Status::internal(error.to_string()),
+        DriverError::Membership(refusal) => (*refusal).into(),
+        DriverError::NoCertificate => Status::internal(error.to_string()),
         DriverError::BytesGone(_) | DriverError::Stopping => Status::unavailable(error.to_string()),
     }
 }

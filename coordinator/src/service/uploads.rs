@@ -22,7 +22,7 @@ use super::blocking;
 
 /// All uploads of a coordinator; clones share them.
 #[derive(Clone)]
-pub(super) struct Uploads {
+pub(crate) struct Uploads {
     blobs: Arc<BlobStore>,
     places: Arc<Semaphore>,
     /// One for each client that ever sent an update: as many as there are members.
@@ -59,7 +59,7 @@ impl Rival {
 }
 
 impl Uploads {
-    pub(super) fn new(blobs: Arc<BlobStore>) -> Self {
+    pub(crate) fn new(blobs: Arc<BlobStore>) -> Self {
         let places = Arc::new(Semaphore::new(UPLOADS_MAX));
         Self { blobs, places, slots: Arc::default() }
     }
@@ -105,6 +105,26 @@ impl Uploads {
             Ok(offset)
         })
         .await
+    }
+
+    /// Ends the upload of `client` that is under way, and forgets whatever it has staged.
+    pub(super) async fn forget(&self, client: &ClientId) -> Result<(), Status> {
+        let turn = self.turn(client).await?;
+        let blobs = Arc::clone(&self.blobs);
+        let of_client = format!(".{}.{}.", client.country().as_str(), client.institution());
+        blocking(move || {
+            for (staged, _) in blobs.staged()? {
+                let run = run_of_upload(&staged).unwrap_or_default();
+                let rest = staged.strip_prefix("update.").and_then(|s| s.strip_prefix(run));
+                if rest.is_some_and(|rest| rest.starts_with(&of_client)) {
+                    blobs.discard(&staged)?;
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        drop(turn);
+        Ok(())
     }
 
     /// Opens the update for bytes from `from` on: 0 begins anew, `None` takes what is staged as all that

@@ -27,7 +27,7 @@ pub(super) fn runs(dir: &Path) -> Result<BTreeMap<RunId, Run>, String> {
         let get = |key: &str| entry[key].clone();
         let refuse = |e: serde_json::Error| record.refuse(e);
         // What is signed of a run moves no machine; clients check it while the simulation goes on.
-        if matches!(entry["entry"].as_str(), Some("recorded" | "countersigned")) {
+        if matches!(entry["entry"].as_str(), Some("recorded" | "countersigned" | "membership")) {
             return Ok(());
         }
         let run: RunId = serde_json::from_value(get("run")).map_err(refuse)?;

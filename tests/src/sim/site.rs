@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-use comity_certs::{Authority, Issued, Role, Signer};
+use comity_certs::{
+    Authority, Clock, Issued, MemberKey, Role, Signer, SigningRequest, read_key_pem,
+};
 use comity_client::policy_file::{NewPolicy, new_for};
-use comity_coordinator::Home;
+use comity_coordinator::{Home, enrol};
 use comity_datasets::{Contract, Dataset, Scale, write_idx};
 use comity_federation::{Approval, ClientId, PinnedOperator, Plan};
 use tempfile::TempDir;
@@ -44,7 +46,8 @@ pub(super) fn records(index: usize) -> u64 {
 /// One authority for all simulations of a process: keys cost time, and no fault is about them.
 struct Shared {
     authority: Authority,
-    clients: Vec<Issued>,
+    /// Each with its request, for another certificate of the same key.
+    clients: Vec<(Issued, SigningRequest)>,
     _dir: TempDir,
 }
 
@@ -56,7 +59,19 @@ fn shared() -> &'static Shared {
         let names = [COORDINATOR.to_owned()];
         let authority = Authority::init(dir.path(), "sim", &names, now).expect("an authority");
         let clients = (0..COUNTRIES.len())
-            .map(|i| authority.issue(&Role::Client(client_id(i)), 90, now).expect("a certificate"))
+            .map(|i| {
+                let (path, role) = (dir.path().join(host(i)), Role::Client(client_id(i)));
+                let key = MemberKey::read_or_make(&path).expect("a key");
+                let request = SigningRequest::of_der(&key.signing_request().unwrap()).unwrap();
+                let lifetime = time::Duration::days(90);
+                let certificate = authority.sign(&request, &role, lifetime, now);
+                let root_pem = authority.root_pem().to_owned();
+                let key_pem = read_key_pem(&path).unwrap();
+                fs::remove_file(&path).unwrap();
+                let certificate_pem = certificate.expect("one").certificate_pem;
+                let issued = Issued { certificate_pem, key_pem, root_pem };
+                (issued, request)
+            })
             .collect();
         Shared { authority, clients, _dir: dir }
     })
@@ -113,6 +128,9 @@ impl Site {
              [storage]\nmodels_kept = 1000\nmodels_kept_of_ended = 1000\n"
         );
         fs::write(self.coordinator_dir().join("coordinator.toml"), text).unwrap();
+        let certificates: Vec<&str> =
+            shared().clients.iter().map(|(issued, _)| issued.certificate_pem.as_str()).collect();
+        enrol(&self.coordinator(), "sim", &certificates, &Clock::from_fn(start)).unwrap();
     }
 
     fn make_client(&self, index: usize, faults: &Faults) {
@@ -142,12 +160,14 @@ impl Site {
             Some((client, ms)) if client == index => {
                 let now = OffsetDateTime::from(start());
                 let role = Role::Client(client_id(index));
-                let end = now + Duration::from_millis(ms.max(1_000));
-                let issued =
-                    shared().authority.issue_between(&role, now - Duration::from_secs(3_600), end);
-                issued.unwrap().write(dir.join("certs")).unwrap();
+                let (issued, request) = &shared().clients[index];
+                let lifetime = time::Duration::milliseconds(ms.max(1_000).try_into().unwrap());
+                let made = shared().authority.sign(request, &role, lifetime, now).unwrap();
+                let certificate_pem = made.certificate_pem;
+                let issued = Issued { certificate_pem, ..issued.clone() };
+                issued.write(dir.join("certs")).unwrap();
             }
-            _ => shared().clients[index].write(dir.join("certs")).unwrap(),
+            _ => shared().clients[index].0.write(dir.join("certs")).unwrap(),
         }
     }
 
@@ -155,7 +175,7 @@ impl Site {
     pub(super) fn renew(&self, index: usize) {
         let certs = self.client_dir(index).join("certs");
         fs::remove_dir_all(&certs).unwrap();
-        shared().clients[index].write(certs).unwrap();
+        shared().clients[index].0.write(certs).unwrap();
     }
 
     /// The operator's certificate, key and root, PEM.

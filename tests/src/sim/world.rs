@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use comity_certs::{Clock, Signer, client_config_at};
 use comity_client::{Node, Outside};
-use comity_coordinator::{Coordinator, start_request};
+use comity_coordinator::{Coordinator, Door, start_request};
 use comity_federation::RunStatus;
 use comity_journal::BlobStore;
 use comity_proto::transport::connect_over;
@@ -365,7 +365,8 @@ impl Repair {
 async fn serve(site: &Site, wall: &Wall) -> anyhow::Result<()> {
     let coordinator = Coordinator::open(&site.coordinator(), wall.clock())?;
     let (_stop, stopped) = watch::channel(false);
-    coordinator.serve(Listener::bind().await?, stopped).await
+    let members = Door { listener: Listener::bind().await?, port: PORT };
+    coordinator.serve(members, None, stopped).await
 }
 
 /// A client's program, started again when it ends with an error, as a service manager would.

@@ -39,9 +39,8 @@ impl Member {
     /// `id` with a certificate of its own.
     fn new(site: &Site, id: &str) -> Self {
         let dir = site.path(&format!("member-{}", id.replace('/', "-")));
-        let out = dir.to_str().unwrap();
-        site.deployment.operator(&["certs", "issue", id, "--out", out]).unwrap().success().unwrap();
-        let pem = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+        site.deployment.join(&id.parse().unwrap(), &dir).unwrap();
+        let pem = |name: &str| std::fs::read_to_string(dir.join("certs").join(name)).unwrap();
         let url = site.deployment.url().unwrap();
         Self {
             address: url.strip_prefix("https://").unwrap().parse().unwrap(),

@@ -14,12 +14,12 @@ const LARGE: &str = r#"layers = [
     { type = "linear", out = 20000 },
     { type = "linear", out = 2 },
 ]"#;
-const UPDATE_BYTES: u64 = 4 * (64 * 20_000 + 20_000 + 2 * 20_000 + 2);
+pub(super) const UPDATE_BYTES: u64 = 4 * (64 * 20_000 + 20_000 + 2 * 20_000 + 2);
 /// What TLS, HTTP/2 and the small calls add, and one handshake after each cut.
 const OVERHEAD_BYTES: u64 = 200_000;
 
 /// A federation that trains large models, with its first client behind a proxy.
-fn site(rounds: u32) -> (Site, Vec<ClientId>, Proxy) {
+pub(super) fn site(rounds: u32) -> (Site, Vec<ClientId>, Proxy) {
     let start = PLAN.find("layers = [").unwrap();
     let end = start + PLAN[start..].find("\n]\n").unwrap() + 2;
     let plan = PLAN.replace(&PLAN[start..end], LARGE);
@@ -27,10 +27,7 @@ fn site(rounds: u32) -> (Site, Vec<ClientId>, Proxy) {
     let clients = site.add_clients(None, true);
     let url = site.deployment.url().unwrap();
     let address = url.strip_prefix("https://").unwrap();
-    // The coordinator comes back at the same port.
-    let config = site.deployment.coordinator_dir().join("coordinator.toml");
-    let text = std::fs::read_to_string(&config).unwrap().replace("127.0.0.1:0", address);
-    write(&config, &text);
+    site.keep_port();
     let proxy = Proxy::start(address.parse().unwrap()).unwrap();
     let config = site.deployment.client_dir(&clients[0]).join("client.toml");
     let text = std::fs::read_to_string(&config).unwrap();
@@ -38,7 +35,7 @@ fn site(rounds: u32) -> (Site, Vec<ClientId>, Proxy) {
     (site, clients, proxy)
 }
 
-fn wait_until(what: &str, holds: impl Fn() -> bool) {
+pub(super) fn wait_until(what: &str, holds: impl Fn() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < end, "{what} did not happen");
@@ -46,7 +43,7 @@ fn wait_until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-fn assert_finished(site: &mut Site, run: &str) {
+pub(super) fn assert_finished(site: &mut Site, run: &str) {
     let report = site.wait_for_end(run);
     assert_eq!(report.status, RunStatus::Finished, "{report:#?}");
     assert!(report.history.iter().all(|round| round.contributions.len() == 3));
