@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::link::Revoked;
 use anyhow::{Context as _, anyhow, ensure};
 use comity_certs::{
     CertificateFacts, Clock, Invitation, MemberKey, Seen, check_own, explain, explain_joining,
@@ -101,6 +102,18 @@ impl Renewal {
         replace(&file("root.pem"), &root_pem)?;
         replace(&file("certificate.pem"), &certificate_pem)?;
         Ok(CertificateFacts::of_pem(&certificate_pem)?)
+    }
+
+    /// What a person is told of a connection that did not come about: if the certificate was revoked, also why,
+    /// which the coordinator says where certificates are renewed.
+    pub(crate) async fn explain(&self, error: &anyhow::Error) -> String {
+        if error.downcast_ref::<Revoked>().is_none() {
+            return format!("{error:#}");
+        }
+        match self.renew().await {
+            Ok(_) => format!("{error:#}; there is a new one now"),
+            Err(why) => format!("{why:#}"),
+        }
     }
 
     /// Renews whenever two thirds of the certificate's life are over, for ever; a failure is tried again, later

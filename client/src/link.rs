@@ -84,6 +84,18 @@ impl Credentials {
     }
 }
 
+/// The coordinator has revoked this certificate; TLS tells that, and not why.
+#[derive(Debug)]
+pub(crate) struct Revoked(String);
+
+impl fmt::Display for Revoked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Revoked {}
+
 /// Why a call did not do what it should.
 #[derive(Debug)]
 pub(crate) enum CallError {
@@ -144,14 +156,17 @@ impl Link {
     ) -> anyhow::Result<Self> {
         let tls = Arc::clone(&credentials.tls);
         let channel = connect_over(network, url, tls).await.map_err(|e| match e {
-            ConnectError::Refused { ref source, .. } => anyhow!(explain(
-                source,
-                &Seen::ByClient {
-                    own: Some(&credentials.summary),
-                    server: url,
-                    now: credentials.clock.date()
+            ConnectError::Refused { ref source, .. } => {
+                let own = Some(&credentials.summary);
+                let seen = Seen::ByClient { own, server: url, now: credentials.clock.date() };
+                let why = explain(source, &seen);
+                match source {
+                    rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRevoked) => {
+                        anyhow!(Revoked(why))
+                    }
+                    _ => anyhow!(why),
                 }
-            )),
+            }
             other => anyhow!(other),
         })?;
         let client = FederationClient::new(channel)

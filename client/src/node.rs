@@ -151,7 +151,7 @@ impl Node {
                 _ = stop.wait_for(|stop| *stop) => return Ok(()),
             };
             let why = match opened {
-                Err(error) => format!("{error:#}"),
+                Err(error) => self.renewal().explain(&error).await,
                 Ok(link) => {
                     info!(coordinator = %url, federation = link.hello.federation, you = link.hello.you, "connected");
                     (pause, said) = (BACKOFF.0, String::new());

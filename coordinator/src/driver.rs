@@ -360,6 +360,7 @@ impl Driver {
         }
         self.exclude_revoked()?;
         loop {
+            self.membership.keep_lists(self.now());
             let wait = self.until_next_deadline();
             tokio::select! {
                 request = self.requests.recv() => match request {

@@ -6,16 +6,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use comity_certs::{Authority, CertError, CertificateFacts, Clock, SigningRequest, time_of};
+use comity_certs::{
+    Authority, CertError, CertificateFacts, Clock, IssuingCa, Reason, RevokedCertificate,
+    SigningRequest, time_of,
+};
 use comity_federation::{KeyFingerprint, Time};
 use comity_journal::failpoint;
 use comity_proto::transport::Connections;
+use time::OffsetDateTime;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::config::EnrolmentConfig;
+use crate::credentials::Credentials;
 use crate::driver::DriverError;
 use crate::registry::{Change, Joining, MemberName, OperatorRole, Refusal, Registry};
 use crate::store::{Entry, Store};
+
+/// How often the revocation lists are signed anew; each is valid for a week.
+const LISTS_PAUSE: Duration = Duration::from_secs(24 * 3600);
 
 /// Who belongs here now, for whoever asks; clones share it.
 #[derive(Clone, Debug)]
@@ -88,6 +97,10 @@ pub(crate) struct Membership {
     clock: Clock,
     settings: EnrolmentConfig,
     connections: Connections,
+    /// To be told of new revocation lists.
+    credentials: Credentials,
+    /// When the lists were signed last.
+    lists_at: Option<Instant>,
 }
 
 impl Membership {
@@ -97,9 +110,66 @@ impl Membership {
         clock: Clock,
         settings: EnrolmentConfig,
         connections: Connections,
+        credentials: Credentials,
     ) -> Self {
         let shown = Members(Arc::new(ArcSwap::from_pointee(registry.clone())));
-        Self { registry, shown, authority, clock, settings, connections }
+        let lists_at = None;
+        Self { registry, shown, authority, clock, settings, connections, credentials, lists_at }
+    }
+
+    /// Signs the revocation lists anew, if that was not done for a day.
+    pub(crate) fn keep_lists(&mut self, now: Time) {
+        if self.lists_at.is_none_or(|at| at.elapsed() >= LISTS_PAUSE) {
+            self.sign_lists(now);
+        }
+    }
+
+    /// Signs the revocation lists of what the registry says, for whoever connects from now on.
+    fn sign_lists(&mut self, now: Time) {
+        self.lists_at = Some(Instant::now());
+        let date = |at: Time| {
+            let seconds = i64::try_from(at.0 / 1000).unwrap_or(i64::MAX);
+            OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+        };
+        let revoked: Vec<RevokedCertificate> = self
+            .registry
+            .revoked_serials(now)
+            .filter_map(|revoked| {
+                Some(RevokedCertificate {
+                    issuer: IssuingCa::of(&revoked.who.role()),
+                    serial: revoked.serial.parse().ok()?,
+                    at: date(revoked.at),
+                    reason: match revoked.is_superseded {
+                        true => Reason::Superseded,
+                        false => Reason::PrivilegeWithdrawn,
+                    },
+                })
+            })
+            .collect();
+        let signed = Authority::open(&self.authority).and_then(|authority| {
+            authority.crls(&revoked, self.clock.date())?;
+            authority.crl_health()
+        });
+        match signed {
+            Ok(lists) => {
+                for warning in lists.iter().filter_map(|list| list.warning(self.clock.date())) {
+                    warn!("{warning}");
+                }
+            }
+            // The registry refuses whoever was revoked all the same, call by call.
+            Err(error) => warn!(%error, "the revocation lists could not be signed anew"),
+        }
+        self.reload();
+    }
+
+    /// Has new revocation lists taken at once, before whom they are about can connect.
+    fn reload(&self) {
+        if let Err(error) = self.credentials.reload() {
+            warn!(
+                error = format!("{error:#}"),
+                "new certificates refused; those before stay in use"
+            );
+        }
     }
 
     /// For the services.
@@ -158,6 +228,7 @@ impl Membership {
                 self.record(store, now, Change::Revoked { who: who.clone() }, by, why)?;
                 failpoint::reach("coordinator::after_revocation");
                 self.connections.end(&who.role().to_string());
+                self.sign_lists(now);
                 Answer::Done
             }
             Asked::SetRole { who, role } => {
@@ -253,6 +324,8 @@ impl Membership {
             .unwrap_or(time::Duration::days(1));
         let made = authority.sign(request, &who.role(), lifetime, self.clock.date())?;
         let certificate_pem = made.certificate_pem;
+        // The first of a country came with an issuing CA, whose list has to be known when it connects.
+        self.reload();
         let certified = CertificateFacts::of_pem(&certificate_pem)?;
         let identity = certified.identity.to_string();
         let root_pem = authority.root_pem().to_owned();

@@ -69,7 +69,7 @@ impl Coordinator {
     pub fn open(home: &Home, clock: Clock) -> anyhow::Result<Self> {
         let config = Config::read(home)?;
         let lock = DirLock::acquire(home.dir())?;
-        let credentials = Credentials::read(home, &clock)?;
+        let credentials = Credentials::read(home, &config.server_names, &clock)?;
         let papers = credentials.papers();
         let (mut store, runs, registry) = Store::open(home, config.storage.clone())?;
         store.sign_missing(&papers)?;
@@ -169,6 +169,7 @@ impl Coordinator {
             clock.clone(),
             config.enrolment.clone(),
             connections.clone(),
+            credentials.clone(),
         );
         let (driver, handle) = Driver::new(&clock, papers, store, runs, membership);
         let orders = Orders {

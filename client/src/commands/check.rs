@@ -13,9 +13,9 @@ use comity_proto::transport::{Tcp, connect_over};
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use crate::config::{self, Config};
+use crate::config;
 use crate::egress::Egress;
-use crate::enrolment::certified;
+use crate::enrolment::{Renewal, certified};
 use crate::link::{Credentials, Link, check_url};
 
 /// Clocks that differ by more than this make certificates and deadlines unreliable.
@@ -71,7 +71,7 @@ pub fn check(path: &Path, plan: Option<&Path>, as_json: bool) -> anyhow::Result<
             note("plan and data", check_plan(settings, credentials.as_ref().ok(), plan));
         }
         if let Ok(credentials) = &credentials {
-            note("connection", connect(&settings.config, credentials));
+            note("connection", connect(settings, credentials));
         }
     }
     if as_json {
@@ -111,6 +111,16 @@ fn check_plan(
     Ok(format!("{} records fit plan {}; it would cost {cost}", dataset.len(), plan.name))
 }
 
+/// How the node's certificate is renewed.
+fn renewal_of(settings: &config::Node) -> Renewal {
+    Renewal {
+        certificates: settings.certificates(),
+        url: settings.enrolment(),
+        clock: Clock::system(),
+        network: Arc::new(Tcp),
+    }
+}
+
 /// Whether somebody answers where the certificate is renewed, and is the coordinator.
 fn renewal(settings: &config::Node) -> anyhow::Result<String> {
     let (url, path) = (settings.enrolment(), settings.certificates().join("root.pem"));
@@ -142,12 +152,18 @@ fn data_files(settings: &config::Node) -> anyhow::Result<String> {
     Ok(format!("{} of {} are there", paths.len(), paths.len()))
 }
 
-fn connect(config: &Config, credentials: &Credentials) -> anyhow::Result<String> {
+fn connect(settings: &config::Node, credentials: &Credentials) -> anyhow::Result<String> {
+    let config = &settings.config;
     let url = &config.coordinator;
     check_url(url)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (compress, egress) = (config.connection.compress, Egress::of_check(Clock::system()));
-    let hello = runtime.block_on(Link::open(&Tcp, url, credentials, compress, egress))?.hello;
+    let hello = runtime.block_on(async {
+        match Link::open(&Tcp, url, credentials, compress, egress).await {
+            Ok(link) => Ok(link.hello),
+            Err(error) => Err(anyhow::anyhow!(renewal_of(settings).explain(&error).await)),
+        }
+    })?;
     let now = u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000)?;
     let skew = Duration::from_millis(now.abs_diff(hello.now_ms));
     anyhow::ensure!(

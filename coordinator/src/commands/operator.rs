@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context as _, anyhow, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use comity_certs::{
     CertificateFacts, CertificateSummary, Clock, MemberKey, Seen, Signer, check_own, client_config,
     explain, read_key_pem, renewing_config, replace,
@@ -73,16 +73,25 @@ pub(super) async fn open(home: &Home) -> anyhow::Result<ControlClient<Channel>> 
     let now = OffsetDateTime::now_utc();
     let summary: CertificateSummary = check_own(&certificate, &key, &root, now)?;
     let tls = client_config(&certificate, &key, &root)?;
-    let url = config.coordinator;
-    let channel = connect(&url, tls).await.map_err(|e| match e {
-        ConnectError::Refused { ref source, .. } => {
-            anyhow!(explain(source, &Seen::ByClient { own: Some(&summary), server: &url, now }))
+    let url = config.coordinator.clone();
+    let channel = match connect(&url, tls).await {
+        Ok(channel) => channel,
+        Err(ConnectError::Refused { source, .. }) => {
+            // TLS tells that a certificate was revoked, and not why; that is told where it is renewed.
+            let alert = rustls::AlertDescription::CertificateRevoked;
+            if source == rustls::Error::AlertReceived(alert)
+                && let Err(why) = renew(home, &config).await
+            {
+                return Err(why);
+            }
+            let seen = Seen::ByClient { own: Some(&summary), server: &url, now };
+            return Err(anyhow!(explain(&source, &seen)));
         }
-        ConnectError::Unreachable { .. } => {
-            anyhow!("{e}; is `comity-coordinator serve` running there?")
+        Err(e @ ConnectError::Unreachable { .. }) => {
+            bail!("{e}; is `comity-coordinator serve` running there?")
         }
-        other => anyhow!(other),
-    })?;
+        Err(other) => return Err(other.into()),
+    };
     Ok(ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
 
@@ -94,12 +103,18 @@ pub(super) fn signer(home: &Home) -> anyhow::Result<Signer> {
 
 /// Asks for the next certificate when two thirds of the life of the latest are over.
 async fn renew_if_due(home: &Home, config: &OperatorConfig) -> anyhow::Result<()> {
+    let latest = std::fs::read_to_string(home.certs().join("operator.pem"))?;
+    if Clock::system().date() < CertificateFacts::of_pem(&latest)?.renews_at() {
+        return Ok(());
+    }
+    renew(home, config).await
+}
+
+/// Asks for the next certificate.
+async fn renew(home: &Home, config: &OperatorConfig) -> anyhow::Result<()> {
     let (path, root) = (home.certs().join("operator.pem"), home.certs().join("root.pem"));
     let clock = Clock::system();
     let latest = CertificateFacts::of_pem(&std::fs::read_to_string(&path)?)?;
-    if clock.date() < latest.renews_at() {
-        return Ok(());
-    }
     let key = MemberKey::read(&home.certs().join("operator.key"))?;
     let tls = renewing_config(&std::fs::read_to_string(&root)?, Arc::new(clock.clone()))?;
     let channel = connect(&config.enrolment, tls).await?;

@@ -137,6 +137,18 @@ pub(crate) struct Member {
     invitation: Option<String>,
 }
 
+/// A certificate that must not be taken any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RevokedSerial {
+    pub(crate) who: MemberName,
+    pub(crate) serial: String,
+    /// Since when, and when it would have expired.
+    pub(crate) at: Time,
+    pub(crate) until: Time,
+    /// Another key took its place.
+    pub(crate) is_superseded: bool,
+}
+
 /// How a request to join goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Joining {
@@ -156,6 +168,8 @@ pub(crate) struct Registry {
     members: BTreeMap<MemberName, Member>,
     /// By SHA-256 of the secret.
     invitations: BTreeMap<String, Invited>,
+    /// Certificates that were revoked, or whose key was replaced.
+    revoked: Vec<RevokedSerial>,
     /// Keys that were revoked, or replaced: none of them enters again.
     ended_keys: BTreeSet<KeyFingerprint>,
     founded: bool,
@@ -229,6 +243,7 @@ impl Registry {
                     && replaced != *key
                 {
                     self.ended_keys.insert(replaced);
+                    self.revoked.extend(before.ended(who, at, true));
                 }
                 let role = match who {
                     MemberName::Client(_) => None,
@@ -249,9 +264,10 @@ impl Registry {
                 }
                 let member = self.member(who)?;
                 member.revoked = Some(decision());
-                if let Some(key) = member.key.take() {
-                    self.ended_keys.insert(key);
-                }
+                let ended = member.ended(who, at, false);
+                let key = member.key.take();
+                self.ended_keys.extend(key);
+                self.revoked.extend(ended);
             }
             Change::RoleSet { who, role } => self.member(who)?.role = Some(*role),
         }
@@ -268,6 +284,11 @@ impl Registry {
             .and_then(|secret| self.invitations.get_mut(&secret))
             .filter(|invited| invited.fate == Fate::Open)
             .ok_or_else(|| format!("{who} has no open invitation"))
+    }
+
+    /// The certificates that must not be taken at `now`, though they have not expired.
+    pub(crate) fn revoked_serials(&self, now: Time) -> impl Iterator<Item = &RevokedSerial> {
+        self.revoked.iter().filter(move |revoked| revoked.until > now)
     }
 
     /// Whether the federation was founded.
@@ -491,6 +512,14 @@ impl Registry {
 }
 
 impl Member {
+    /// Its certificates, which end at `at`.
+    fn ended(&mut self, who: &MemberName, at: Time, is_superseded: bool) -> Vec<RevokedSerial> {
+        let serials = std::mem::take(&mut self.serials).into_iter();
+        let ended =
+            |(serial, until)| RevokedSerial { who: who.clone(), serial, at, until, is_superseded };
+        serials.map(ended).collect()
+    }
+
     fn certified(&mut self, serial: &str, not_after: Time, at: Time) {
         (self.expires, self.renewed) = (not_after, at);
         // What has expired needs no revocation.

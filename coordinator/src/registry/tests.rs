@@ -94,6 +94,11 @@ fn whoever_is_revoked_calls_nothing_renews_nothing_and_comes_back_with_another_k
     let said = book.admit("VN/c", 5).unwrap_err().to_string();
     assert!(said.contains("by operator operator: a reason"), "{said}");
     assert!(matches!(book.registry.renew(&key(5), book.now, 0), Err(Refusal::Revoked(..))));
+    let serials = |book: &Book, at: Time| -> Vec<String> {
+        book.registry.revoked_serials(at).map(|revoked| revoked.serial.clone()).collect()
+    };
+    assert_eq!(serials(&book, book.now), ["05"]);
+    assert!(serials(&book, Time(book.now.0 + 100_000)).is_empty(), "it has expired anyway");
     assert!(matches!(book.join("aa", 5), Err(Refusal::Revoked(..))));
     assert!(book.registry.still_here(&who("VN/c")).is_err());
     book.invited("VN/c", "bb", None);

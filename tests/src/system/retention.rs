@@ -84,20 +84,21 @@ fn fifty_rounds_take_no_more_room_than_five() {
     assert!(proof.contains("5 are here") && proof.contains("45 are no longer stored"), "{proof}");
 
     // Both journals say what happened, while the coordinator serves.
-    let shown = site.deployment.operator(&["journal", "show", "--last", "2"]).unwrap();
+    let shown = site.deployment.operator(&["journal", "show", "--last", "6"]).unwrap();
     let shown = shown.success().unwrap().stdout;
-    assert_eq!(shown.lines().count(), 2);
+    assert_eq!(shown.lines().count(), 6);
     assert!(shown.contains("round 50: model") && shown.contains(&run), "{shown}");
     let all = site.deployment.operator(&["journal", "show", "--run", &run, "--json"]).unwrap();
     let all = all.success().unwrap().json().unwrap();
-    // Launched, three clients, and in each round three updates and a model.
-    assert_eq!(all.as_array().unwrap().len(), 4 + 50 * 4);
+    // Launched, three clients, and in each round three updates, a model, its record and who countersigned it.
+    assert_eq!(all.as_array().unwrap().len(), 4 + 50 * 8);
     assert_eq!(all[1]["what"], "checked in");
     let verified = site.deployment.operator(&["journal", "verify", "--json"]).unwrap();
     let verified = verified.success().unwrap().json().unwrap();
     assert_eq!(
         (verified["records"].as_u64(), verified["torn_bytes"].as_u64()),
-        (Some(204), Some(0))
+        // And the federation was founded, and three members were invited and enrolled.
+        (Some(404 + 2 + 3 * 2), Some(0))
     );
     let shown = site.deployment.client(&clients[0], &["journal", "show", "--last", "3"]).unwrap();
     let shown = shown.success().unwrap().stdout;
