@@ -32,6 +32,7 @@ pub(crate) struct Outgoing {
 }
 
 /// A transfer that came to its end.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is looked at once")]
 pub(crate) enum Ended {
     /// With the receipt, unless the coordinator gave none.
     Upload(Outgoing, Result<Option<SignedReceipt>, CallError>),

@@ -15,6 +15,7 @@ mod kills;
 mod papers;
 mod parity;
 mod privacy;
+mod readme;
 mod refusals;
 mod resume;
 mod retention;

@@ -37,7 +37,7 @@ pub(super) fn records_held(request: &v1::FollowRequest) -> Result<RecordsHeld, S
         return Err(Status::invalid_argument(format!("records of more than {OPEN_RUNS_MAX} runs")));
     }
     let held = request.records_held.iter();
-    Ok(held.map(|held| Ok((run_id(&held.run_id)?, held.round))).collect::<Result<_, Status>>()?)
+    held.map(|held| Ok((run_id(&held.run_id)?, held.round))).collect()
 }
 
 /// A record as a client is shown it, with others' signatures under the record before.
