@@ -55,6 +55,8 @@ impl Files {
             std::fs::read_to_string(&path)
                 .with_context(|| format!("{} cannot be read", path.display()))
         };
+        // Named before the others, if nothing is there at all.
+        pem("coordinator.pem")?;
         let key = read_key_pem(&certs.join("coordinator.key"))?;
         let lists = Authority::open(certs)
             .and_then(|authority| authority.load_crls())

@@ -1,5 +1,6 @@
 //! Facts about whole federations of real processes.
 
+mod authorities;
 mod bad_input;
 mod compression;
 mod consent;

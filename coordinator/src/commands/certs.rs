@@ -47,8 +47,8 @@ pub fn revoke_ca(
     authority(home)?.revoke_country(country, root_key, reason, OffsetDateTime::now_utc())?;
     println!("issuing CA of {country} revoked, and with it all certificates that it signed");
     println!(
-        "next: comity-coordinator certs add-country {country} --root-key FILE makes another; then invite its \
-         clients again"
+        "next: comity-coordinator certs add-country {country} --root-key FILE makes another, under which its \
+         members renew with their keys; what others signed with the old one stays out"
     );
     Ok(())
 }

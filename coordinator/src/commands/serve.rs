@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use comity_certs::Clock;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tracing::info;
 
@@ -33,6 +34,8 @@ pub fn serve(home: &Home) -> anyhow::Result<()> {
     let result = runtime.block_on(async {
         let (members, address) = open(home, coordinator.listen()).await?;
         let (joining, enrolment_address) = open(home, coordinator.enrolment_listen()).await?;
+        // Before anybody can know that it serves: a signal that nobody waits for ends a process.
+        let hangups = signal(SignalKind::hangup())?;
         std::fs::write(home.enrolment_address(), enrolment_address.to_string())?;
         std::fs::write(home.address(), address.to_string())?;
         info!(%address, %enrolment_address, federation = coordinator.federation(), "serving");
@@ -42,7 +45,7 @@ pub fn serve(home: &Home) -> anyhow::Result<()> {
             info!("stopping");
             let _ = stop.send(true);
         });
-        tokio::spawn(reload_signals(coordinator.reload()));
+        tokio::spawn(reload_signals(hangups, coordinator.reload()));
         let outcome = coordinator.serve(members, Some(joining), stopped).await;
         let _ = std::fs::remove_file(home.address());
         let _ = std::fs::remove_file(home.enrolment_address());
@@ -53,9 +56,7 @@ pub fn serve(home: &Home) -> anyhow::Result<()> {
 }
 
 /// SIGHUP: new certificates lie there.
-async fn reload_signals(reload: Arc<Notify>) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut hangups) = signal(SignalKind::hangup()) else { return };
+async fn reload_signals(mut hangups: Signal, reload: Arc<Notify>) {
     while hangups.recv().await.is_some() {
         info!("asked to look at the certificates' files");
         reload.notify_one();
@@ -80,7 +81,6 @@ async fn open(home: &Home, listen: SocketAddr) -> anyhow::Result<(Door<TcpListen
 
 /// Ctrl-C, or a service manager's request.
 async fn stop_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
     let Ok(mut terminate) = signal(SignalKind::terminate()) else {
         let _ = tokio::signal::ctrl_c().await;
         return;
