@@ -7,14 +7,14 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum CertError {
     /// The operating system refused.
-    #[error("cannot {action} {path}: {source}")]
+    #[error("cannot {action} {path}: {cause}")]
     Io {
         /// What was tried.
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
+        /// Why it failed; part of the message, and so not its source.
+        cause: io::Error,
     },
     /// A file that would be written is there already; nothing was changed.
     #[error(
@@ -238,7 +238,7 @@ impl CertError {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { action, path, source }
+        move |cause| Self::Io { action, path, cause }
     }
 
     pub(crate) fn pem(what: &'static str) -> impl FnOnce(rustls::pki_types::pem::Error) -> Self {

@@ -194,7 +194,7 @@ pub fn decide(
     };
     let key_fingerprint = key.0.to_vec().into();
     let request = v1::DecideJoinRequest { name: name.clone(), key_fingerprint, approved, reason };
-    block_on(async { Ok(open(home).await?.decide_join(request).await.map_err(refused)?) })?;
+    block_on(async { open(home).await?.decide_join(request).await.map_err(refused) })?;
     eprintln!("{name} {}", if approved { "approved" } else { "refused" });
     Ok(())
 }
@@ -219,7 +219,7 @@ pub fn revoke(home: &Home, name: String, reason: String, as_json: bool) -> anyho
 /// Says what an operator may do from now on.
 pub fn role(home: &Home, name: String, role: OperatorRole, reason: String) -> anyhow::Result<()> {
     let request = v1::SetRoleRequest { name: name.clone(), role: role.to_wire().into(), reason };
-    block_on(async { Ok(open(home).await?.set_role(request).await.map_err(refused)?) })?;
+    block_on(async { open(home).await?.set_role(request).await.map_err(refused) })?;
     eprintln!("{name} is a {role} now");
     Ok(())
 }

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use comity_federation::Plan;
+
 use super::PATIENCE;
 use crate::{Binaries, Finished};
 
@@ -80,6 +82,8 @@ fn the_readmes_commands_lead_from_nothing_to_a_certified_model() {
     assert_eq!(of("comity-coordinator", &["init", "serve", "invite"]), 2, "two commands to serve");
     assert_eq!(of("comity-client", &["join", "start"]), 2, "two commands to train");
 
+    let plan = Plan::from_toml(include_str!("../../../examples/first/plan.toml")).unwrap();
+    assert_eq!(plan.name, "first");
     let dir = tempfile::tempdir().unwrap();
     symlink(root.join("examples"), dir.path().join("examples")).unwrap();
     let (mut served, mut run) = (Vec::new(), "RUN".to_owned());

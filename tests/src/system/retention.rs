@@ -84,9 +84,9 @@ fn fifty_rounds_take_no_more_room_than_five() {
     assert!(proof.contains("5 are here") && proof.contains("45 are no longer stored"), "{proof}");
 
     // Both journals say what happened, while the coordinator serves.
-    let shown = site.deployment.operator(&["journal", "show", "--last", "6"]).unwrap();
+    let shown = site.deployment.operator(&["journal", "show", "--last", "12"]).unwrap();
     let shown = shown.success().unwrap().stdout;
-    assert_eq!(shown.lines().count(), 6);
+    assert_eq!(shown.lines().count(), 12);
     assert!(shown.contains("round 50: model") && shown.contains(&run), "{shown}");
     let all = site.deployment.operator(&["journal", "show", "--run", &run, "--json"]).unwrap();
     let all = all.success().unwrap().json().unwrap();
