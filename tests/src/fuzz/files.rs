@@ -180,7 +180,7 @@ pub fn coordinator_toml(bytes: &[u8]) -> bool {
     file("coordinator.toml", bytes);
     let started = Coordinator::open(&Home::new(&folder()), Clock::system());
     let refusal = started.err().expect("a coordinator started without a certificate");
-    format!("{refusal:#}").contains("coordinator.key")
+    format!("{refusal:#}").contains("coordinator.pem")
 }
 
 /// An authority and one member's papers.
