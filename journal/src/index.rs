@@ -16,7 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -34,6 +34,9 @@ pub const FLUSH_PAUSE: Duration = Duration::from_millis(100);
 
 const VERSION: u8 = 1;
 const CACHE_BYTES: u64 = 16 << 20;
+/// How long the database's lock is waited for, and between two looks; see `open_db`.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 const MARK_TREE: &str = "__comity";
 const MARK_KEY: &str = "applied";
 /// The tree that sled makes by itself.
@@ -410,13 +413,29 @@ fn open_checked(dir: &Path, head: (u64, [u8; 32])) -> Result<(sled::Db, [u8; 32]
     std::thread::Builder::new()
         .name("index-open".to_owned())
         .spawn(move || {
-            let db = config(&dir).open().map_err(Unusable::corrupt)?;
+            let db = open_db(&dir).map_err(Unusable::corrupt)?;
             let sum = check(&db, head)?;
             Ok((db, sum))
         })
         .map_err(Unusable::corrupt)?
         .join()
         .unwrap_or_else(|_| Err(Unusable::corrupt("sled panicked while opening it")))
+}
+
+/// Opens the database, and waits for its lock: sled gives it up on a thread of its own, some time after the last
+/// handle is gone, and a child process that was just started may hold it for an instant.
+fn open_db(dir: &Path) -> sled::Result<sled::Db> {
+    let end = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match config(dir).open() {
+            Err(sled::Error::Io(error))
+                if error.to_string().contains("could not acquire lock") && Instant::now() < end =>
+            {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
 }
 
 fn check(db: &sled::Db, head: (u64, [u8; 32])) -> Result<[u8; 32], Unusable> {

@@ -52,6 +52,15 @@ pub enum JournalError {
         /// The file.
         path: PathBuf,
     },
+    /// The file ends before its header does.
+    #[error(
+        "journal {path} has no beginning yet: its program is just being started for the first time, or the file was \
+         emptied; try again, and if it stays so, start the program, which says which"
+    )]
+    Unfinished {
+        /// The file.
+        path: PathBuf,
+    },
     /// The journal was written by another version of Comity.
     #[error(
         "journal {path} has format {version}, this program reads format 1; use the release that wrote it"
@@ -312,7 +321,7 @@ pub fn read(
     let path = path.as_ref();
     let file = File::open(path).map_err(failed(path, "open"))?;
     let scan = scan(&file, path, visit)?
-        .ok_or_else(|| JournalError::NotAJournal { path: path.to_owned() })?;
+        .ok_or_else(|| JournalError::Unfinished { path: path.to_owned() })?;
     Ok(Verified { seq: scan.seq, hash: scan.hash, torn_bytes: scan.torn_bytes })
 }
 

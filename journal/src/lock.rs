@@ -3,8 +3,13 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::disk::{self, Output};
+
+/// How long a held directory is waited for before its holder is named, and between two looks.
+const PATIENCE: Duration = Duration::from_millis(300);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Why a directory cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +53,17 @@ impl DirLock {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let mut file = disk::open(&options, &path).map_err(at)?;
-        match file.try_lock() {
+        let end = Instant::now() + PATIENCE;
+        let locked = loop {
+            match file.try_lock() {
+                // A child process of the holder keeps the lock until it has begun its own program.
+                Err(TryLockError::WouldBlock) if Instant::now() < end => {
+                    std::thread::sleep(PAUSE);
+                }
+                tried => break tried,
+            }
+        };
+        match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut text = String::new();

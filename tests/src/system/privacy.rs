@@ -150,7 +150,13 @@ fn a_client_that_is_killed_at_random_never_forgets_what_it_spent() {
     // How long it takes to come to work here, so that kills fall into all of its life.
     let began = Instant::now();
     site.deployment.start_client(&client, 1).unwrap();
-    while show(&site, &client)["entries"].as_array().unwrap().is_empty() {
+    let at_work = || {
+        // At the instant of the first start the journal has no beginning yet.
+        let shown = site.deployment.client(&client, &["ledger", "show", "--json"]).unwrap();
+        let ledger = shown.success().and_then(|shown| shown.json());
+        ledger.is_ok_and(|ledger| !ledger["entries"].as_array().unwrap().is_empty())
+    };
+    while !at_work() {
         assert!(began.elapsed() < PATIENCE, "the client does not come to work");
         std::thread::sleep(Duration::from_millis(20));
     }
