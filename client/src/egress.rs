@@ -145,6 +145,8 @@ pub(crate) struct Egress {
     clock: Clock,
     bytes_out_round_max: Option<u64>,
     of_rounds: Arc<Mutex<BytesOfRounds>>,
+    /// Why the journal could not be written, once it could not.
+    failure: Arc<Mutex<Option<String>>>,
 }
 
 /// Updates that left in each round of the open runs, with their bytes: what is sent again tells nothing new, and
@@ -166,13 +168,19 @@ impl Egress {
         of_rounds: BytesOfRounds,
     ) -> Self {
         let of_rounds = Arc::new(Mutex::new(of_rounds));
-        Self { books: Some(books), clock, bytes_out_round_max, of_rounds }
+        Self { books: Some(books), clock, bytes_out_round_max, of_rounds, failure: Arc::default() }
     }
 
     /// The way out of a command that only says hello: version of protocol and program. It has no line,
     /// because the node that may be running holds the journal.
     pub(crate) fn of_check(clock: Clock) -> Self {
-        Self { books: None, clock, bytes_out_round_max: Some(0), of_rounds: Arc::default() }
+        Self {
+            books: None,
+            clock,
+            bytes_out_round_max: Some(0),
+            of_rounds: Arc::default(),
+            failure: Arc::default(),
+        }
     }
 
     /// Lets a message out.
@@ -245,11 +253,19 @@ impl Egress {
         of_rounds.retain(|(open, _), _| open != run);
     }
 
+    /// Why the journal could not be written: then the node cannot go on, and no connection is to blame.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn record(&self, departure: Departure) -> Result<(), EgressError> {
         match &self.books {
-            Some(books) => books
-                .append(&Entry::Left { departure })
-                .map_err(|error| EgressError::Journal(format!("{error:#}"))),
+            Some(books) => books.append(&Entry::Left { departure }).map_err(|error| {
+                let why = format!("{error:#}");
+                let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+                *failure = Some(why.clone());
+                EgressError::Journal(why)
+            }),
             None if departure.kind == Kind::Hello => Ok(()),
             None => Err(EgressError::Journal("this command only says hello".to_owned())),
         }

@@ -161,6 +161,9 @@ impl Node {
                     }
                 }
             };
+            if let Some(failure) = self.egress.failure() {
+                anyhow::bail!("what leaves cannot be recorded, so nothing does: {failure}");
+            }
             // A coordinator that is away for a month is one line in the log, not a hundred thousand.
             if why == said {
                 debug!(why, "still not connected");

@@ -82,7 +82,7 @@ fn a_renewed_client_notices_nothing() {
     site.start_clients(&clients);
     let run = site.launch();
     wait_until("an upload under way", || proxy.n_bytes_up() > UPDATE_BYTES / 4);
-    proxy.set_rate(Some(200_000));
+    proxy.set_rate(Some(60_000));
     let n_connections = proxy.n_accepted();
     let n_renewed =
         || site.deployment.client_said(&clients[0]).matches("certificate renewed").count();
