@@ -11,6 +11,7 @@ use comity_federation::Time;
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// Where the date comes from: deadlines, the journal's times and the validity of certificates all follow
 /// the same one. Cheap to clone.
@@ -47,16 +48,25 @@ impl Clock {
     }
 }
 
+/// The instant as certificates see it; `None` beyond the calendar.
+#[must_use]
+pub fn calendar(at: Time) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1_000_000).ok()
+}
+
 /// The date of an instant, for people: `2026-03-01 09:30 UTC`.
 #[must_use]
 pub fn date_of(at: Time) -> String {
-    i64::try_from(at.0 / 1000)
-        .ok()
-        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
-        .map_or_else(
-            || at.to_string(),
-            |at| format!("{} {:02}:{:02} UTC", at.date(), at.hour(), at.minute()),
-        )
+    calendar(at).map_or_else(
+        || at.to_string(),
+        |at| format!("{} {:02}:{:02} UTC", at.date(), at.hour(), at.minute()),
+    )
+}
+
+/// An instant for a listing, to the millisecond: `2026-03-01T09:30:00.25Z` (RFC 3339).
+#[must_use]
+pub fn timestamp_of(at: Time) -> String {
+    calendar(at).and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| at.to_string())
 }
 
 /// The instant of a date; the epoch for one before it.
@@ -91,5 +101,6 @@ mod tests {
         assert_eq!(time_of(clock.date()), clock.now());
         let before = Clock::from_fn(|| SystemTime::UNIX_EPOCH - Duration::from_secs(5));
         assert_eq!(before.now(), Time(0));
+        assert_eq!(timestamp_of(Time(250)), "1970-01-01T00:00:00.25Z");
     }
 }

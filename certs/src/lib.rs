@@ -29,7 +29,7 @@ mod tls;
 
 pub use authority::{Authority, CLIENT_VALIDITY, COORDINATOR_VALIDITY, Certified, Issued};
 pub use ca::IssuingCa;
-pub use clock::{Clock, date_of, time_of};
+pub use clock::{Clock, calendar, date_of, time_of, timestamp_of};
 pub use crl::{CrlHealth, Reason, RevokedCertificate};
 pub use enrolment::{
     CertificateFacts, enrolment_config, explain_joining, joining_config, new_secret,

@@ -1,9 +1,8 @@
 //! Whose signature is under an order or a consent: the same question at the coordinator and at each client.
 
-use comity_federation::{OrderRefusal, SignedConsent, SignedOrder, Time};
-use time::OffsetDateTime;
+use comity_federation::{OrderRefusal, SignedConsent, SignedOrder};
 
-use crate::{Document, Identity, Role, SignedBy, verify};
+use crate::{Document, Identity, Role, SignedBy, calendar, verify};
 
 /// Whose signature is under `signed`: its operator's of `federation`, by certificates that led to `root_pem` when
 /// it was given.
@@ -17,7 +16,7 @@ pub fn verify_order(
 ) -> Result<SignedBy, OrderRefusal> {
     let SignedOrder { order, signature } = signed;
     let refuse = |reason: String| OrderRefusal::Signature { what: "order", reason };
-    let at = date(order.issued).ok_or_else(|| refuse("it has no date".to_owned()))?;
+    let at = calendar(order.issued).ok_or_else(|| refuse("it has no date".to_owned()))?;
     let by = verify(signature, Document::Order, &order.to_json(), root_pem, at)
         .map_err(|error| refuse(error.to_string()))?;
     let expected = Role::Operator(order.by.clone());
@@ -35,7 +34,7 @@ pub fn verify_consent(
 ) -> Result<SignedBy, OrderRefusal> {
     let SignedConsent { consent, signature } = signed;
     let refuse = |reason: String| OrderRefusal::Signature { what: "consent", reason };
-    let at = date(consent.issued).ok_or_else(|| refuse("it has no date".to_owned()))?;
+    let at = calendar(consent.issued).ok_or_else(|| refuse("it has no date".to_owned()))?;
     let by = verify(signature, Document::Consent, &consent.to_json(), root_pem, at)
         .map_err(|error| refuse(error.to_string()))?;
     let expected = Role::Client(consent.by.clone());
@@ -54,16 +53,14 @@ fn signed_by(
     Err(OrderRefusal::OtherSigner { what, signer, expected })
 }
 
-fn date(time: Time) -> Option<OffsetDateTime> {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(time.0) * 1_000_000).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{Authority, Signer};
+    use comity_federation::Time;
     use comity_federation::{Consent, Order, PlanDigest};
     use time::Duration;
+    use time::OffsetDateTime;
 
     fn order(by: &str, issued: OffsetDateTime) -> Order {
         let issued = Time(issued.unix_timestamp() as u64 * 1000);

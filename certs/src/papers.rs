@@ -17,6 +17,7 @@ use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::calendar;
 use crate::explain::verify_chain;
 use crate::key::{fingerprint_of_certificate, sha256};
 use crate::tls::{certificates, roots};
@@ -124,7 +125,8 @@ impl Verifier {
         let identity = Identity::of_certificate(leaf)?;
         let life = certificate.validity();
         // Not `clamp`: somebody else wrote these dates, and their order too.
-        let at = date(at).min(life.not_after.to_datetime()).max(life.not_before.to_datetime());
+        let at = calendar(at).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let at = at.min(life.not_after.to_datetime()).max(life.not_before.to_datetime());
         let certificates: Vec<CertificateDer<'_>> =
             chain.iter().map(|der| CertificateDer::from(&der[..])).collect();
         verify_chain(&identity, &certificates, self.roots.clone(), at)?;
@@ -247,11 +249,6 @@ pub fn certificates_of_pem(pem: &str) -> Result<Vec<Vec<u8>>, CertError> {
 
 fn refuse(reason: String) -> CertError {
     CertError::Signature { reason }
-}
-
-fn date(at: Time) -> OffsetDateTime {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1_000_000)
-        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 #[cfg(test)]

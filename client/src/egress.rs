@@ -203,7 +203,7 @@ impl Egress {
             plan: about.plan,
             round: about.round,
             offset: None,
-            message: (bytes.len() <= KEPT_BYTES_MAX).then(|| hex(&bytes)),
+            message: (bytes.len() <= KEPT_BYTES_MAX).then(|| hex::encode(&bytes)),
         })?;
         Ok(Leaving(message))
     }
@@ -241,7 +241,7 @@ impl Egress {
             plan: Some(contribution.plan),
             round: Some(round),
             offset: Some(offset),
-            message: Some(hex(&head)),
+            message: Some(hex::encode(&head)),
         })?;
         of_round.insert(contribution.update, whole);
         Ok(Leaving(header))
@@ -270,24 +270,6 @@ impl Egress {
             None => Err(EgressError::Journal("this command only says hello".to_owned())),
         }
     }
-}
-
-/// `bytes` as hexadecimal digits.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The bytes of hexadecimal digits; `None` if they are none.
-pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.as_bytes();
-    if !digits.len().is_multiple_of(2) {
-        return None;
-    }
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    digits
-        .chunks_exact(2)
-        .map(|pair| Some((digit(pair[0])? * 16 + digit(pair[1])?) as u8))
-        .collect()
 }
 
 #[cfg(test)]
@@ -336,7 +318,7 @@ mod tests {
         drop(egress);
         let lines = lines(dir.path());
         assert_eq!((lines[0].kind, lines[0].run.as_ref()), (Kind::Decline, Some(&run)));
-        let bytes = unhex(lines[0].message.as_ref().unwrap()).unwrap();
+        let bytes = hex::decode(lines[0].message.as_ref().unwrap()).unwrap();
         assert_eq!(bytes, message.encode_to_vec());
         assert_eq!(lines[0].bytes, bytes.len() as u64);
         assert_eq!(lines[0].digest.0, *blake3::hash(&bytes).as_bytes());
@@ -375,11 +357,5 @@ mod tests {
         egress.message(Kind::Hello, About::default(), hello).unwrap();
         let follow = v1::FollowRequest::default();
         assert!(egress.message(Kind::Follow, About::default(), follow).is_err());
-    }
-
-    #[test]
-    fn hexadecimal_digits_round_trip() {
-        assert_eq!(unhex(&hex(&[0, 15, 255])).unwrap(), [0, 15, 255]);
-        assert_eq!((unhex("0"), unhex("0g")), (None, None));
     }
 }

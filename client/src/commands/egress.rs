@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail, ensure};
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, LineStyle, Table};
-use comity_certs::{Clock, Document, Signer};
+use comity_certs::{Clock, Document, Signer, calendar, timestamp_of};
 use comity_federation::{
     Contribution, ParticipantEvent, RecordDigest, RunId, Signature, Time, UpdateDigest,
 };
@@ -19,9 +19,9 @@ use comity_proto::v1;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-use super::{date, epsilon};
+use super::epsilon;
 use crate::config;
-use crate::egress::{Departure, Kind, unhex};
+use crate::egress::{Departure, Kind};
 use crate::link::Credentials;
 use crate::store::{Entry, journal_path};
 
@@ -93,7 +93,7 @@ pub fn list(
         let departure = &line.departure;
         table.add_row([
             line.n.to_string(),
-            date(departure.at),
+            timestamp_of(departure.at),
             departure.kind.as_str().to_owned(),
             departure.bytes.to_string(),
             departure.digest.short(),
@@ -122,7 +122,7 @@ pub fn show(path: &Path, n: u64, as_json: bool) -> anyhow::Result<()> {
     }
     let departure = &line.departure;
     println!("n       {n}");
-    println!("time    {}", date(departure.at));
+    println!("time    {}", timestamp_of(departure.at));
     println!("kind    {}", departure.kind.as_str());
     println!("bytes   {}", departure.bytes);
     println!("digest  {}", departure.digest);
@@ -257,7 +257,7 @@ fn verify_export(path: &Path, export: &Path, root: Option<&Path>) -> anyhow::Res
         (None, Ok(settings)) => read(&settings.certificates().join("root.pem"))?,
         (None, Err(_)) => bail!("give the federation's root certificate with --root FILE"),
     };
-    let at = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(egress.at.0) * 1_000_000)?;
+    let at = calendar(egress.at).context("the export has no date")?;
     let document = serde_json::to_vec(&egress)?;
     let by = comity_certs::verify(&signature, Document::Egress, &document, &root, at)?;
     ensure!(
@@ -377,7 +377,7 @@ fn delta(settings: &config::Node) -> f64 {
 /// The bytes of the message, or of an update's header; `None` if only the digest was kept.
 fn message(departure: &Departure) -> anyhow::Result<Option<Vec<u8>>> {
     let Some(text) = &departure.message else { return Ok(None) };
-    unhex(text).map(Some).context("the message is not in hexadecimal digits")
+    hex::decode(text).map(Some).context("the message is not in hexadecimal digits")
 }
 
 /// That a line agrees with itself.

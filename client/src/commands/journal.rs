@@ -5,13 +5,13 @@ use std::collections::VecDeque;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
+use comity_certs::timestamp_of;
 use comity_federation::{ParticipantEvent, RunId, Time};
 use comity_journal::{JournalError, Record, Verified};
 use comity_privacy::LedgerEntry;
 use serde::Serialize;
 use serde_json::json;
 
-use super::date;
 use crate::config;
 use crate::store::{Entry, journal_path};
 
@@ -142,7 +142,7 @@ pub fn show(
         return Ok(());
     }
     for line in lines {
-        let date = line.time_ms.map_or("-".to_owned(), date);
+        let date = line.time_ms.map_or("-".to_owned(), timestamp_of);
         println!("{:>6}  {date}  {}  {}  {}", line.seq, line.run, line.who, line.what);
     }
     Ok(())

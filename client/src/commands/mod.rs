@@ -1,9 +1,6 @@
 //! What a person can ask of the node.
 
-use comity_federation::Time;
 use comity_privacy::BoundKind;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 pub mod check;
 pub mod egress;
@@ -33,12 +30,4 @@ fn epsilon(value: f64) -> String {
     } else {
         "infinite".to_owned()
     }
-}
-
-/// An instant for a table.
-fn date(time: Time) -> String {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(time.0) * 1_000_000)
-        .ok()
-        .and_then(|date| date.format(&Rfc3339).ok())
-        .unwrap_or_else(|| time.to_string())
 }

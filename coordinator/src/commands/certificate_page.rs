@@ -2,8 +2,8 @@
 
 use std::fmt::{self, Write as _};
 
-use comity_federation::{CertificateFile, ModelCertificate, PrivacyTerms, RunStatus, Time};
-use time::OffsetDateTime;
+use comity_certs::date_of;
+use comity_federation::{CertificateFile, ModelCertificate, PrivacyTerms, RunStatus};
 
 const STYLE: &str = include_str!("certificate.css");
 /// Tensors that are listed one by one.
@@ -77,9 +77,9 @@ fn head(html: &mut String, paper: &ModelCertificate) -> fmt::Result {
         paper.model,
         Text(&paper.federation),
         Text(&paper.run),
-        date(paper.certified),
+        date_of(paper.certified),
         Text(&paper.launch.by),
-        date(paper.launch.at),
+        date_of(paper.launch.at),
     )
 }
 
@@ -162,7 +162,7 @@ fn rounds(html: &mut String, paper: &ModelCertificate) -> fmt::Result {
             "<tr><td class=\"n\">{}</td><td class=\"when\">{}</td><td>{}</td><td>{}</td><td class=\"n\">{}</td>\
              <td class=\"short\" title=\"{}\">{}</td></tr>",
             round.round,
-            date(round.closed),
+            date_of(round.closed),
             contributed.join("<br>"),
             missing.join("<br>"),
             round.n_countersignatures,
@@ -293,17 +293,10 @@ fn proof(html: &mut String, file: &CertificateFile) -> fmt::Result {
     )
 }
 
-/// Date and minute, UTC.
-fn date(at: Time) -> String {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1_000_000).map_or_else(
-        |_| at.to_string(),
-        |at| format!("{} {:02}:{:02} UTC", at.date(), at.hour(), at.minute()),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use comity_federation::Time;
 
     #[test]
     fn no_text_becomes_markup_or_turns_the_page_around() {
@@ -317,7 +310,7 @@ mod tests {
 
     #[test]
     fn dates_beyond_the_calendar_are_shown_as_they_are() {
-        assert_eq!(date(Time(0)), "1970-01-01 00:00 UTC");
-        assert_eq!(date(Time(u64::MAX)), Time(u64::MAX).to_string());
+        assert_eq!(date_of(Time(0)), "1970-01-01 00:00 UTC");
+        assert_eq!(date_of(Time(u64::MAX)), Time(u64::MAX).to_string());
     }
 }

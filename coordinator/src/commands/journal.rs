@@ -4,12 +4,11 @@
 use std::collections::VecDeque;
 
 use anyhow::{Context as _, ensure};
+use comity_certs::timestamp_of;
 use comity_federation::{Command, Event, RunId, Time};
 use comity_journal::{JournalError, Record, Verified};
 use serde::Serialize;
 use serde_json::json;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::config::Home;
 use crate::store::Entry;
@@ -139,7 +138,7 @@ pub fn show(
         println!(
             "{:>6}  {}  {}  {}  {}",
             line.seq,
-            date(line.time_ms),
+            timestamp_of(line.time_ms),
             line.run.as_ref().map_or("-", RunId::as_str),
             line.who,
             line.what
@@ -157,11 +156,4 @@ fn read(home: &Home, mut each: impl FnMut(Line)) -> anyhow::Result<Verified> {
     );
     comity_journal::read(&path, |record| Line::of(&record).map(&mut each))
         .with_context(|| format!("{} cannot be relied on", path.display()))
-}
-
-fn date(time: Time) -> String {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(time.0) * 1_000_000)
-        .ok()
-        .and_then(|date| date.format(&Rfc3339).ok())
-        .unwrap_or_else(|| time.to_string())
 }

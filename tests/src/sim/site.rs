@@ -18,6 +18,7 @@ use time::OffsetDateTime;
 
 use super::faults::{Faults, Waiting};
 use super::network::PORT;
+use crate::deployment::copy_folder;
 
 /// The date at which every simulation starts.
 pub(super) fn start() -> SystemTime {
@@ -122,7 +123,7 @@ impl Site {
 
     fn make_coordinator(&self) {
         let certs = self.coordinator_dir().join("certs");
-        copy(shared().authority.dir(), &certs);
+        copy_folder(shared().authority.dir(), &certs);
         let text = format!(
             "federation = \"sim\"\nlisten = \"0.0.0.0:{PORT}\"\nserver_names = [\"{COORDINATOR}\"]\n\
              [storage]\nmodels_kept = 1000\nmodels_kept_of_ended = 1000\n"
@@ -183,20 +184,6 @@ impl Site {
         ["operator.pem", "operator.key", "root.pem"].map(|name| {
             fs::read_to_string(self.coordinator_dir().join("certs").join(name)).unwrap()
         })
-    }
-}
-
-/// Copies a folder with all that is in it.
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), to).unwrap();
-        }
     }
 }
 

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use time::OffsetDateTime;
 
 use super::{PATIENCE, Site, short_rounds};
+use crate::deployment::copy_folder;
 use crate::draws::Draws;
 use crate::{Binaries, Finished};
 
@@ -106,25 +107,12 @@ impl Scene {
         );
         let config = self.site.deployment.client_dir(&self.client).join("client.toml");
         drop(Node::open(&config, Outside::deployed()).unwrap());
-        copy(&self.site.deployment.coordinator_dir(), &self.dir(name, "coordinator"));
-        copy(&self.site.deployment.client_dir(&self.client), &self.dir(name, "client"));
+        copy_folder(&self.site.deployment.coordinator_dir(), &self.dir(name, "coordinator"));
+        copy_folder(&self.site.deployment.client_dir(&self.client), &self.dir(name, "client"));
     }
 
     fn dir(&self, name: &str, side: &str) -> PathBuf {
         self.site.path(name).join(side)
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), to).unwrap();
-        }
     }
 }
 
@@ -281,7 +269,7 @@ fn every_state_file_damaged_in_every_way_is_named_or_healed() {
     let scene = Scene::new();
     let open = |dir: &Path| {
         let copied = tempfile::tempdir().unwrap();
-        copy(dir, copied.path());
+        copy_folder(dir, copied.path());
         copied
     };
     let intact: TempDir = open(&scene.dir("now", "coordinator"));
