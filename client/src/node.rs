@@ -637,7 +637,9 @@ impl Node {
                 failpoint::reach("client::after_record");
                 if matches!(
                     event,
-                    ParticipantEvent::Settled { .. }
+                    // The next round can be assigned before the coordinator's answer to an update is here.
+                    ParticipantEvent::Assigned { .. }
+                        | ParticipantEvent::Settled { .. }
                         | ParticipantEvent::Failed { .. }
                         | ParticipantEvent::RunEnded { .. }
                 ) {
