@@ -82,7 +82,12 @@ fn an_update_whose_norm_passes_the_plans_bound_is_refused_on_record() {
         .replace("fixed_point_bits = 22", "fixed_point_bits = 22\nupdate_norm_max_l2 = 0.0001");
     let mut site = Site::new(&plan);
     let clients = site.add_clients(None, true);
-    site.start_clients(&clients);
+    // The others' updates come later, so that the round is open when the first one's refusal is.
+    site.deployment.start_client(&clients[0], 1).unwrap();
+    for client in &clients[1..] {
+        let late = "client::before_submit=sleep(1000)";
+        site.deployment.start_client_failing(client, 1, late).unwrap();
+    }
     let run = site.launch();
     let report = site.wait_for_end(&run);
     assert_eq!(report.status, RunStatus::Aborted);
