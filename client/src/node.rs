@@ -264,7 +264,7 @@ impl Node {
             self.move_on(&mut wire);
             let outcome = tokio::select! {
                 next = next(&mut assignments) => match next {
-                    Ok(assignment) => self.assigned(&mut wire, assignment).await?,
+                    Ok(assignment) => self.heard(&mut wire, assignment).await?,
                     Err(lost) => Err(lost),
                 },
                 trained = finished(&mut self.training) => self.trained(&mut wire, trained).await?,
@@ -318,6 +318,20 @@ impl Node {
                 link.fetch_model(&run, model, bytes, &blobs, &turn).await
             });
         }
+    }
+
+    /// Takes the answer to an update that is just coming, then the assignment, which may be the news of it.
+    async fn heard(
+        &mut self,
+        wire: &mut Wire,
+        assignment: v1::Assignment,
+    ) -> anyhow::Result<Result<(), String>> {
+        if let Some(ended) = wire.answered(&assignment.run_id).await
+            && let Err(lost) = self.transferred(wire, ended).await?
+        {
+            return Ok(Err(lost));
+        }
+        self.assigned(wire, assignment).await
     }
 
     /// Takes one assignment; the inner error is a lost connection.

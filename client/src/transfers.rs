@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::time::Duration;
 
 use comity_federation::{Contribution, RunId, SignedReceipt, Task};
 
@@ -12,6 +13,10 @@ use crate::link::{CallError, Link};
 
 /// A transfer under way.
 type Transfer<T> = Pin<Box<dyn Future<Output = Result<T, CallError>> + Send>>;
+
+/// How long an upload may take to end before news of its run are looked at. The coordinator answers an update in
+/// the moment in which it takes or refuses it; what takes longer is still on its way.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A connection and its transfers.  Without a connection nothing is sent: whatever is owed is found again
 /// when there is one.
@@ -92,6 +97,17 @@ impl Wire {
         self.waiting.retain(&update_is_wanted);
         self.upload.take_if(|(update, _)| !update_is_wanted(update));
         self.download.take_if(|(task, _)| !model_is_wanted(task));
+    }
+
+    /// The end of the upload for `run`, if one is under way and ends at once: its answer, a receipt or the reason
+    /// of a refusal, must not be lost to the news that it caused, which can be here before it.
+    pub(crate) async fn answered(&mut self, run: &str) -> Option<Ended> {
+        let of_run = self.upload.as_ref().is_some_and(|(update, _)| update.run.as_str() == run);
+        if !of_run {
+            return None;
+        }
+        let answer = tokio::time::timeout(ANSWER_PATIENCE, end_of(&mut self.upload)).await;
+        answer.ok().map(|(update, outcome)| Ended::Upload(update, outcome))
     }
 
     /// The next transfer that ends; never, if there is none.
