@@ -93,6 +93,7 @@ fn epoch(name: &str, spec: &ModelSpec, start: &Parameters) {
         normalise: Normalise { mean: 0.286, std: 0.353 },
         training: &training,
         device: &Device::flex(),
+        n_threads: comity_burn_models::all_cores(),
     };
     let mut trained = None;
     let seconds = best(|| trained = train_plain(&task, [1; 32], &mut |_, _| {}).ok());

@@ -34,4 +34,4 @@ pub use gradient::gradient_sum;
 pub use model::Model;
 pub use round::{LocalRound, RoundError, local_round};
 pub use safetensors::{SafetensorsError, read_safetensors, write_safetensors};
-pub use train::{TrainingTask, train_plain, train_private};
+pub use train::{TrainingTask, all_cores, train_plain, train_private};

@@ -18,12 +18,15 @@ pub(crate) struct NoisePool {
 }
 
 impl NoisePool {
-    /// Calls `body` with a pool that draws `ahead` on as many threads as there are cores, fewer if
-    /// what they hold ready would pass 256 MiB.
-    pub(crate) fn with<T>(ahead: NoiseAhead, body: impl FnOnce(&mut Self) -> T) -> T {
-        let n_cores = thread::available_parallelism().map_or(1, NonZero::get);
+    /// Calls `body` with a pool that draws `ahead` on `n_threads` threads, fewer if what they hold
+    /// ready would pass 256 MiB.
+    pub(crate) fn with<T>(
+        ahead: NoiseAhead,
+        n_threads: NonZero<usize>,
+        body: impl FnOnce(&mut Self) -> T,
+    ) -> T {
         let n_fit = WAITING_BYTES_MAX / (READY_PER_LANE * ahead.step_bytes()).max(1);
-        let n_lanes = u32::try_from(n_cores.min(n_fit).max(1)).expect("cores are few");
+        let n_lanes = u32::try_from(n_threads.get().min(n_fit).max(1)).expect("cores are few");
         thread::scope(|scope| {
             let lanes = ahead
                 .lanes(n_lanes)

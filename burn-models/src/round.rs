@@ -2,6 +2,8 @@
 //! fixed point, and let it out by the one door.  Shared by client and simulator, so that what is
 //! simulated is what is deployed.
 
+use std::num::NonZero;
+
 use comity_datasets::{Dataset, Normalise};
 use comity_federation::{
     ClientId, Delta, FixedPoint, FixedPointError, Parameters, Plan, PlanError, RoundOutput,
@@ -30,6 +32,8 @@ pub struct LocalRound<'a> {
     pub dataset: &'a Dataset,
     /// Where to compute.
     pub device: &'a Device,
+    /// On how many cores, where the device is the CPU; the result does not depend on it.
+    pub n_threads: NonZero<usize>,
 }
 
 /// Why a round cannot be trained.  Never holds rows, weights or gradients.
@@ -74,6 +78,7 @@ pub fn local_round(
         normalise,
         training: &task.plan.training,
         device: task.device,
+        n_threads: task.n_threads,
     };
     let grid = FixedPoint::new(task.plan.aggregation.fixed_point_bits).ok_or_else(|| {
         PlanError::Invalid {

@@ -31,6 +31,14 @@ pub struct TrainingTask<'a> {
     pub training: &'a Training,
     /// Where to compute.
     pub device: &'a Device,
+    /// On how many cores, where the device is the CPU; the result does not depend on it.
+    pub n_threads: NonZero<usize>,
+}
+
+/// As many cores as this process may use.
+#[must_use]
+pub fn all_cores() -> NonZero<usize> {
+    thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN)
 }
 
 /// Trains with differential privacy until `session` has no steps left: DP-SGD (Abadi et al. 2016,
@@ -53,7 +61,7 @@ pub fn train_private(
     let n_steps = session.steps_left();
     let clip_norm_l2 = session.clip_norm_l2();
     let units = Population::of(task, session.unit())?;
-    NoisePool::with(session.noise_ahead()?, |noise| {
+    NoisePool::with(session.noise_ahead()?, task.n_threads, |noise| {
         while session.steps_left() > 0 {
             let drawn = session.next_batch(units.len())?;
             let microbatches = units.microbatches(&drawn, task.training.microbatch as usize);
@@ -224,11 +232,7 @@ impl<'a> Trainer<'a> {
             Model::new(task.spec, task.dataset.shape(), task.dataset.n_classes(), task.device)?;
         model.load(task.start)?;
         // An accelerator has its own parallelism; flex, as we build it, runs on one core.
-        let n_threads = if *task.device == Device::flex() {
-            thread::available_parallelism().map_or(1, NonZero::get)
-        } else {
-            1
-        };
+        let n_threads = if *task.device == Device::flex() { task.n_threads.get() } else { 1 };
         Ok(Self {
             task,
             examples: Examples::new(task.spec, task.dataset, task.normalise)?,
@@ -355,6 +359,7 @@ mod tests {
             normalise: Normalise::IDENTITY,
             training: &training,
             device: &Device::flex(),
+            n_threads: all_cores(),
         };
         let indices: Vec<usize> = (0..70).rev().collect();
         let parts = records(&indices, 16);

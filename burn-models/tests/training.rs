@@ -96,6 +96,7 @@ fn plain_training_learns_and_repeats_to_the_bit() {
             normalise: NORMALISE,
             training: &training(microbatch),
             device: &device,
+            n_threads: comity_burn_models::all_cores(),
         };
         let mut last = (0, 0);
         let trained = train_plain(&task, [seed; 32], &mut |step, steps| {
@@ -131,6 +132,7 @@ fn averaged_weights_leave_in_place_of_the_last_ones() {
             normalise: NORMALISE,
             training: &training,
             device: &device,
+            n_threads: comity_burn_models::all_cores(),
         };
         train_plain(&task, [1; 32], &mut |_, _| {}).unwrap()
     };
@@ -166,6 +168,7 @@ fn a_model_behind_a_scattering_front_learns() {
         normalise: NORMALISE,
         training: &training,
         device: &device,
+        n_threads: comity_burn_models::all_cores(),
     };
     let accuracy = |parameters: &Parameters, data: &Dataset| {
         evaluate(&spec, parameters, data, NORMALISE, &device, 64).unwrap().accuracy
@@ -192,6 +195,7 @@ fn private_training_learns() {
         normalise: NORMALISE,
         training: &training(32),
         device: &device,
+        n_threads: comity_burn_models::all_cores(),
     };
     let mut n_calls = 0;
     let trained = train_private(&task, &mut session, &mut |step, steps| {
@@ -215,6 +219,7 @@ fn private_training_on_no_rows_is_noise_alone() {
         normalise: NORMALISE,
         training: &training(32),
         device: &device,
+        n_threads: comity_burn_models::all_cores(),
     };
     let trained = train_private(&task, &mut session(&start, 3), &mut |_, _| {}).unwrap();
     assert_ne!(trained, start);
@@ -235,6 +240,7 @@ fn mistakes_are_refused_before_a_step_is_taken() {
         normalise: NORMALISE,
         training: &good,
         device: &device,
+        n_threads: comity_burn_models::all_cores(),
     };
     let mut session = session(&start, 3);
     let short = Parameters::new(vec![0.0; 3]);
@@ -267,6 +273,7 @@ fn training_that_runs_away_is_an_error() {
         normalise: NORMALISE,
         training: &training,
         device: &device,
+        n_threads: comity_burn_models::all_cores(),
     };
     let error = train_plain(&task, [0; 32], &mut |_, _| {}).unwrap_err();
     assert!(matches!(error, TrainError::NotFinite), "{error}");

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use comity_burn_models::{DeviceChoice, LocalRound, data_contract, local_round};
+use comity_burn_models::{DeviceChoice, LocalRound, all_cores, data_contract, local_round};
 use comity_datasets::{Dataset, Source};
 use comity_federation::{ClientId, DataContract, Parameters, Plan, RoundOutput, Task};
 use comity_journal::BlobStore;
@@ -94,6 +94,7 @@ fn train(job: Job) -> Trained {
         base: &base,
         dataset: &job.dataset,
         device: &device,
+        n_threads: all_cores(),
     };
     let (plan, randomness) = job.privacy.unzip();
     let privacy = plan.as_ref().zip(randomness);

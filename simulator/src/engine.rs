@@ -10,21 +10,21 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use comity_burn_models::{
-    Device, LocalRound, RoundError, check_units, evaluate, local_round, normalisation,
+    Device, LocalRound, RoundError, all_cores, check_units, evaluate, local_round, normalisation,
 };
 use comity_datasets::Dataset;
 use comity_federation::{
-    Accumulator, Aggregation, Circumstances, ClientId, Effect, Encoded, Event, Fold, ModelDigest,
-    Outcome, Parameters, Participant, ParticipantEffect, ParticipantEvent, Plan, Policy, Rejection,
-    Run, RunId, RunReport, SquareSum, Task, Time, Update, UpdateDigest,
+    Accumulator, Aggregation, Circumstances, ClientId, Country, Effect, Encoded, Event, Fold,
+    ModelDigest, Outcome, Parameters, Participant, ParticipantEffect, ParticipantEvent, Plan,
+    Policy, Rejection, RoundReport, Run, RunId, RunReport, SquareSum, Task, Time, Update,
+    UpdateDigest,
 };
 use comity_privacy::{
     Charge, Ledger, LedgerEntry, Limit, Mechanism, PrivacyPlan, ReservationKey, Statement,
 };
-use serde::Serialize;
 
 use crate::institutions::TrustedCoordinator;
-use crate::{FederationData, NoiseMode, SimulationError};
+use crate::{ClientRound, FederationData, NoiseMode, Progress, RoundScore, SimulationError};
 
 /// The federation's name in the run's id.
 const FEDERATION: &str = "simulation";
@@ -45,44 +45,6 @@ pub struct Simulation<'a> {
     pub noise: NoiseMode,
     /// Where models are trained and scored.
     pub device: &'a Device,
-}
-
-/// What happens during a simulation, for a progress display.
-#[derive(Debug)]
-pub enum Progress<'a> {
-    /// A client took a local step.
-    Step {
-        /// Counted from 1.
-        round: u32,
-        /// Who.
-        client: &'a ClientId,
-        /// Steps taken in this round.
-        step: u32,
-        /// Steps of the round.
-        n_steps: u32,
-    },
-    /// A round's model was aggregated and scored.
-    Round(&'a RoundScore),
-}
-
-/// One round's model on the public test set, and what it cost.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct RoundScore {
-    /// Counted from 1.
-    pub round: u32,
-    /// Share of the public test set that is classified correctly.
-    pub accuracy: f64,
-    /// Mean cross-entropy on the public test set, in nats.
-    pub loss: f64,
-    /// Digest of the model.
-    pub model: ModelDigest,
-    /// Wall-clock time of the round with its scoring.
-    pub seconds: f64,
-    /// ε so far, at the plan's δ, by each client's ledger or, where whole institutions are protected,
-    /// by the coordinator's; `None` without DP.
-    pub epsilon: BTreeMap<ClientId, Option<f64>>,
-    /// Bytes of each client's update in this round.
-    pub bytes: BTreeMap<ClientId, u64>,
 }
 
 /// How a simulation ended.
@@ -440,7 +402,6 @@ impl<'a> Engine<'a> {
             self.simulation.device,
             EVALUATION_BATCH,
         )?;
-        let record = self.run.report().history.pop().expect("a round is being aggregated");
         let delta = plan.budget()?.map(|budget| budget.delta.get());
         let shared = self.trusted.as_ref().map(TrustedCoordinator::epsilon);
         // Clients of one size have spent the same, and each reckoning is dear.
@@ -459,16 +420,33 @@ impl<'a> Engine<'a> {
             known.push((used, epsilon));
             Some(epsilon)
         };
+        let epsilons: BTreeMap<&ClientId, Option<f64>> =
+            self.clients.iter().map(|(id, client)| (id, epsilon(client))).collect();
+        let record = self.run.report().history.pop().expect("a round is being aggregated");
+        let clients = client_rounds(&record, &epsilons);
+        let mut by_country: BTreeMap<Country, Option<f64>> = BTreeMap::new();
+        for (id, epsilon) in &epsilons {
+            let largest = by_country.entry(id.country()).or_default();
+            *largest = largest.map_or(*epsilon, |largest| epsilon.map(|e| e.max(largest)));
+        }
+        let mut bytes: BTreeMap<Country, u64> = BTreeMap::new();
+        for contribution in &record.contributions {
+            *bytes.entry(contribution.client.country()).or_default() += contribution.bytes;
+        }
         let score = RoundScore {
             round,
             accuracy: evaluation.accuracy,
             loss: evaluation.loss,
             model,
             seconds: self.round_started.elapsed().as_secs_f64(),
-            epsilon: self.clients.iter().map(|(id, c)| (id.clone(), epsilon(c))).collect(),
-            bytes: record.contributions.into_iter().map(|c| (c.client, c.bytes)).collect(),
+            clock_s: seconds(self.now),
+            n_contributions: record.contributions.len() as u32,
+            n_missing: record.missing.len() as u32,
+            epsilon: by_country,
+            bytes,
+            fairness: None,
         };
-        observe(Progress::Round(&score));
+        observe(Progress::Round { score: &score, clients: &clients });
         self.rounds.push(score);
         self.step_run(Event::Aggregated { round, model, statistics: None }, observe)?;
         self.forget();
@@ -534,6 +512,41 @@ impl<'a> Engine<'a> {
     }
 }
 
+/// Everybody's part in the round of `record`, in the order of their ids.
+fn client_rounds(
+    record: &RoundReport,
+    epsilons: &BTreeMap<&ClientId, Option<f64>>,
+) -> Vec<ClientRound> {
+    let round = |client: &ClientId| ClientRound {
+        round: record.round,
+        client: client.clone(),
+        missing: None,
+        staleness: 0,
+        bytes: 0,
+        epsilon: epsilons.get(client).copied().flatten(),
+        arrived_s: None,
+        accuracy: None,
+        loss: None,
+    };
+    let contributed = record.contributions.iter().map(|c| ClientRound {
+        staleness: c.staleness,
+        bytes: c.bytes,
+        arrived_s: Some(seconds(c.at)),
+        ..round(&c.client)
+    });
+    let missing = record
+        .missing
+        .iter()
+        .map(|(client, reason)| ClientRound { missing: Some(reason.clone()), ..round(client) });
+    let mut clients: Vec<ClientRound> = contributed.chain(missing).collect();
+    clients.sort_by(|a, b| a.client.cmp(&b.client));
+    clients
+}
+
+fn seconds(time: Time) -> f64 {
+    time.0 as f64 / 1000.0
+}
+
 /// `model` after the strategy's step on `updates`, which hold the trained parameters: the first ones.
 fn next_model(
     settings: &Aggregation,
@@ -583,6 +596,7 @@ impl Client<'_> {
             base,
             dataset: self.shard,
             device: simulation.device,
+            n_threads: all_cores(),
         };
         let release = local_round(&round, privacy, reservation, &mut |step, n_steps| {
             observe(Progress::Step { round: task.round, client: id, step, n_steps });

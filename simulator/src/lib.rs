@@ -23,9 +23,11 @@ mod engine;
 mod error;
 mod institutions;
 mod noise;
+mod observations;
 mod world;
 
-pub use engine::{Progress, RoundScore, Simulation, SimulationResult};
+pub use engine::{Simulation, SimulationResult};
 pub use error::SimulationError;
 pub use noise::{NoiseMode, SeededNoise, seeded_randomness};
+pub use observations::{ClientRound, Fairness, Progress, RoundScore};
 pub use world::{FederationData, World, WorldData, split};

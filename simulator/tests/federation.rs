@@ -121,7 +121,7 @@ fn epsilon_is_the_ledgers_grows_and_stays_within_the_plan() {
     assert_eq!(result.rounds.len(), 3);
     for (client, ledger) in &result.ledgers {
         let by_round: Vec<f64> =
-            result.rounds.iter().map(|score| score.epsilon[client].unwrap()).collect();
+            result.rounds.iter().map(|score| score.epsilon[&client.country()].unwrap()).collect();
         assert!(by_round.is_sorted_by(|a, b| a < b), "{by_round:?}");
         assert_eq!(by_round[2], ledger.spent().epsilon);
         assert!(by_round[2] <= 8.0, "{by_round:?}");
@@ -147,7 +147,7 @@ fn every_step_and_round_is_reported() {
     let result = simulation
         .run(&mut |progress| match progress {
             Progress::Step { .. } => n_steps_seen += 1,
-            Progress::Round(score) => rounds.push(score.clone()),
+            Progress::Round { score, .. } => rounds.push(score.clone()),
         })
         .unwrap();
     let steps_per_round = plan.steps_per_round(&plan.cohort.clients[0]);

@@ -13,7 +13,7 @@
 //! weakens the noise by less, by half say, is below what one run can show: see
 //! [`replay`](super::replay) and [`noise`](super::noise).
 
-use comity_burn_models::{Device, LocalRound, RoundError, local_round};
+use comity_burn_models::{Device, LocalRound, RoundError, all_cores, local_round};
 use comity_datasets::{Contract, Dataset, Scale};
 use comity_federation::{ClientId, Parameters, Plan};
 use comity_privacy::audit::one_run::{OneRunAudit, audit_scores};
@@ -169,6 +169,7 @@ impl Sandbox {
             base: &self.start,
             dataset: &self.data,
             device: &self.device,
+            n_threads: all_cores(),
         };
         let privacy = Some((&self.privacy, randomness));
         let released = local_round(&round, privacy, reservation, &mut |_, _| {})?.into_value();

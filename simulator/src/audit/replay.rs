@@ -15,7 +15,7 @@
 //! the data, noise too small for the sensitivity, a control flow that depends on a record. Not found:
 //! wrong sampling and dependent noise (see [`noise`](super::noise)), and what only rare data trigger.
 
-use comity_burn_models::{Device, LocalRound, RoundError, local_round};
+use comity_burn_models::{Device, LocalRound, RoundError, all_cores, local_round};
 use comity_datasets::{Contract, Dataset, Scale};
 use comity_federation::{ClientId, NamedClient, Parameters, Plan, PrivacyTerms, RoundOutput};
 use comity_privacy::{Ledger, Limit, PrivacyPlan, PrivacyUnit, ReservationKey};
@@ -279,6 +279,7 @@ impl Audit {
             base: &self.start,
             dataset: data,
             device: &self.device,
+            n_threads: all_cores(),
         };
         let mut progress = Vec::new();
         let released = local_round(

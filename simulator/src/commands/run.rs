@@ -8,7 +8,9 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Args;
 use comity_burn_models::{DeviceChoice, write_safetensors};
-use comity_federation::{ClientId, ModelDigest, Plan, PlanDigest, PrivacyTerms, RunStatus};
+use comity_federation::{
+    ClientId, Country, ModelDigest, Plan, PlanDigest, PrivacyTerms, RunStatus,
+};
 use comity_privacy::{Estimate, PrivacyUnit};
 use comity_simulator::{NoiseMode, Progress, RoundScore, Simulation, SimulationResult};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -66,7 +68,7 @@ struct Summary<'a> {
     rounds: usize,
     accuracy: Option<f64>,
     /// By country: the largest among its clients; `null` without DP.
-    epsilon: BTreeMap<String, Option<f64>>,
+    epsilon: BTreeMap<Country, Option<f64>>,
     delta: Option<f64>,
     /// Whom ε protects; `null` without DP.
     unit: Option<PrivacyUnit>,
@@ -114,7 +116,7 @@ impl Run {
         let summary = Summary {
             rounds: result.rounds.len(),
             accuracy: result.rounds.last().map(|score| score.accuracy),
-            epsilon: result.rounds.last().map(epsilon_by_country).unwrap_or_default(),
+            epsilon: result.rounds.last().map(|score| score.epsilon.clone()).unwrap_or_default(),
             unit: plan.unit(),
             delta: plan.budget()?.map(|budget| budget.delta.get()),
             seconds: started.elapsed().as_secs_f64(),
@@ -198,7 +200,7 @@ impl Display {
                 self.steps_done.insert((*client).clone(), *step);
                 self.bar.set_position(self.steps_done.values().map(|s| u64::from(*s)).sum());
             }
-            Progress::Round(score) => {
+            Progress::Round { score, .. } => {
                 let line = format!(
                     "round {:>3}  accuracy {:.2} %  loss {:.3}  {:.1} s  model {}",
                     score.round,
@@ -223,28 +225,9 @@ impl Display {
     }
 }
 
-/// For every country the largest ε among its clients.
-fn epsilon_by_country(score: &RoundScore) -> BTreeMap<String, Option<f64>> {
-    let mut countries: BTreeMap<String, Option<f64>> = BTreeMap::new();
-    for (client, epsilon) in &score.epsilon {
-        let largest = countries.entry(client.country().to_string()).or_default();
-        *largest = largest.map_or(*epsilon, |largest| epsilon.map(|e| e.max(largest)));
-    }
-    countries
-}
-
-/// For every country the bytes that its clients sent in the round.
-fn bytes_by_country(score: &RoundScore) -> BTreeMap<String, u64> {
-    let mut countries = BTreeMap::new();
-    for (client, bytes) in &score.bytes {
-        *countries.entry(client.country().to_string()).or_default() += bytes;
-    }
-    countries
-}
-
 /// The table of rounds and what stands around it.
 fn report(plan: &Plan, result: &SimulationResult, summary: &Summary<'_>) -> String {
-    let countries: Vec<String> = summary.epsilon.keys().cloned().collect();
+    let countries: Vec<Country> = summary.epsilon.keys().copied().collect();
     let by_country = countries.len() <= N_COUNTRIES_IN_TABLE_MAX;
     let mut header: Vec<String> = ["round", "accuracy", "loss"].map(str::to_owned).to_vec();
     if by_country {
@@ -285,8 +268,8 @@ fn report(plan: &Plan, result: &SimulationResult, summary: &Summary<'_>) -> Stri
     text + "\n"
 }
 
-fn row(score: &RoundScore, countries: &[String], by_country: bool) -> Vec<String> {
-    let (epsilon, bytes) = (epsilon_by_country(score), bytes_by_country(score));
+fn row(score: &RoundScore, countries: &[Country], by_country: bool) -> Vec<String> {
+    let RoundScore { epsilon, bytes, .. } = score;
     let mut cells = vec![
         score.round.to_string(),
         format!("{:.2} %", 100.0 * score.accuracy),
