@@ -38,6 +38,7 @@
 //! Deliberately not here: what a client trains, how a delta is stored, who may order what.
 
 mod admission;
+mod answers;
 mod round;
 mod view;
 
@@ -45,9 +46,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use self::answers::{Answer, Answers};
 use crate::{
-    ClientId, Contribution, ContributionReport, ModelDigest, Plan, PlanDigest, Rejection,
-    RoundReport, RunId, Time, UpdateDigest,
+    ClientId, Contribution, ModelDigest, NamedClient, Plan, PlanDigest, Rejection, RoundReport,
+    RunId, Time, UpdateDigest,
 };
 
 /// Longest reason that a client or an operator may give, in bytes; longer ones are cut.
@@ -218,17 +220,6 @@ pub enum Admission {
     AlreadyHere,
 }
 
-/// What a client that was asked has answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Answer {
-    Contributed(ContributionReport),
-    /// Nothing will come, or what came was not accepted; it may think better of the former.
-    Missing {
-        reason: String,
-        is_final: bool,
-    },
-}
-
 /// What a client was last asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Asked {
@@ -241,7 +232,7 @@ struct Asked {
 enum Phase {
     Gathering { closes: Time },
     Drawing,
-    Training { answers: BTreeMap<ClientId, Answer>, closes: Time },
+    Training { answers: Answers, closes: Time },
     Aggregating,
     Ended { outcome: Outcome, at: Time },
 }
@@ -253,6 +244,8 @@ pub struct Run {
     plan: Plan,
     plan_digest: PlanDigest,
     n_parameters: u64,
+    /// Where each client stands in the plan: a plan of many is not searched for each message.
+    positions: BTreeMap<ClientId, usize>,
     /// The sums of the statistics that were released before training.
     statistics: Option<Vec<i64>>,
     started: Time,
@@ -265,7 +258,7 @@ pub struct Run {
     /// Who was asked for an update that did not come yet, or comes too late to be wanted.
     asked: BTreeMap<ClientId, Asked>,
     /// What came while a round was being folded, for the next one.
-    carried: BTreeMap<ClientId, Answer>,
+    carried: Answers,
     /// Begins with the plan's first round; the last one may be open.
     history: Vec<RoundReport>,
 }
@@ -279,8 +272,11 @@ impl Run {
     pub fn new(id: RunId, plan: Plan, start: ModelDigest, started: Time) -> Self {
         let n_parameters = plan.manifest().expect("the plan was validated").n_trainable() as u64;
         let closes = started.after(plan.cohort.gathering_deadline);
+        let positions =
+            plan.cohort.clients.iter().enumerate().map(|(i, named)| (named.id.clone(), i));
         Self {
             id,
+            positions: positions.collect(),
             plan_digest: plan.digest(),
             plan,
             n_parameters,
@@ -292,7 +288,7 @@ impl Run {
             declined: BTreeMap::new(),
             excluded: BTreeMap::new(),
             asked: BTreeMap::new(),
-            carried: BTreeMap::new(),
+            carried: Answers::default(),
             history: Vec::new(),
         }
     }
@@ -390,8 +386,8 @@ impl Run {
         }
         let missing = Answer::Missing { reason: format!("excluded: {reason}"), is_final: true };
         self.excluded.insert(client.clone(), reason);
-        if let Some(carried) = self.carried.get_mut(&client) {
-            *carried = missing;
+        if self.carried.contains_key(&client) {
+            self.carried.insert(client.clone(), missing);
         } else if let Phase::Training { answers, .. } = &mut self.phase
             && (answers.contains_key(&client) || self.asked.contains_key(&client))
         {
@@ -460,8 +456,10 @@ impl Run {
         if !matches!(self.phase, Phase::Gathering { .. }) {
             return effects;
         }
-        let mut named = self.plan.cohort.clients.iter().map(|named| &named.id);
-        if !at_deadline && !named.all(|client| self.has_answered(client)) {
+        // Fewer answers than names are not all, whoever they are from: that is most of them.
+        let n_answers = self.present.len() + self.declined.len() + self.excluded.len();
+        let everybody = || self.positions.keys().all(|client| self.has_answered(client));
+        if !at_deadline && (n_answers < self.positions.len() || !everybody()) {
             return effects;
         }
         match self.lacking(self.available()) {
@@ -490,8 +488,10 @@ impl Run {
         self.present.iter().filter(|client| !self.excluded.contains_key(*client))
     }
 
-    fn named(&self, client: &ClientId) -> Result<(), Rejection> {
-        self.plan.client(client).map(|_| ()).ok_or_else(|| Rejection::NotInPlan(client.clone()))
+    fn named(&self, client: &ClientId) -> Result<&NamedClient, Rejection> {
+        let position = self.positions.get(client);
+        let named = position.map(|position| &self.plan.cohort.clients[*position]);
+        named.ok_or_else(|| Rejection::NotInPlan(client.clone()))
     }
 
     fn not_excluded(&self, client: &ClientId) -> Result<(), Rejection> {

@@ -13,7 +13,7 @@ impl Run {
         if self.admit(&client, &contribution)? == Admission::AlreadyHere {
             return Ok(Vec::new());
         }
-        let named = self.plan.client(&client).expect("`admit` checked that the plan names it");
+        let named = self.named(&client)?;
         // Statistics are sums, not means: everybody's count once.
         let weight = if contribution.round == 0 { 1 } else { self.plan.weight(named) };
         let counts_in = self.counts_in();
@@ -99,10 +99,7 @@ impl Run {
                 got: contribution.encoding,
             });
         }
-        let mut others = answers.values();
-        let is_copy = others.any(
-            |a| matches!(a, Answer::Contributed(other) if other.update == contribution.update),
-        );
+        let is_copy = answers.has_update(contribution.update);
         // Where institutions are protected nobody is refused for what others sent; and two trainings can
         // end alike where both change nothing.
         if is_copy && !self.plan.draws_in_secret() && !is_zero(contribution) {

@@ -1,8 +1,8 @@
 //! One round: whom it asks, when it closes, and what becomes of those who did not answer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use super::{Answer, Asked, Effect, LATE_STILL_TRAINING, Outcome, Phase, Run};
+use super::{Answer, Answers, Asked, Effect, LATE_STILL_TRAINING, Outcome, Phase, Run};
 use crate::plan::millionths;
 use crate::{
     ClientId, ContributionReport, Country, ModelDigest, Rejection, RoundReport, Strategy, Time,
@@ -117,17 +117,16 @@ impl Run {
         let Phase::Training { answers, .. } = &self.phase else {
             return effects;
         };
-        let contributed =
-            || answers.iter().filter(|(_, a)| matches!(a, Answer::Contributed(_))).map(|(c, _)| c);
         let wanted = self.plan.contributions_wanted().filter(|_| open > 0);
-        let enough = wanted.is_some_and(|n| contributed().count() >= n as usize);
+        let enough = wanted.is_some_and(|n| answers.n_contributions() >= n as usize);
         let outstanding = || self.asked.iter().filter(|(client, _)| !answers.contains_key(*client));
         let waits_for_open = outstanding().any(|(_, asked)| asked.round == open);
         // Before the quorum is looked at, which takes a look at every client: this is most contributions.
         if !at_deadline && waits_for_open && !enough {
             return effects;
         }
-        let lacking = if self.plan.draws_in_secret() { None } else { self.lacking(contributed()) };
+        let lacking =
+            if self.plan.draws_in_secret() { None } else { self.lacking(answers.contributors()) };
         let waits = waits_for_open
             // Who was asked earlier is waited for where the round cannot close without.
             || (lacking.is_some() || matches!(self.plan.aggregation.strategy, Strategy::Fedbuff { .. }))
@@ -164,10 +163,11 @@ impl Run {
     }
 
     /// Writes into the last round's record who contributed and who did not.
-    pub(super) fn record_answers(&mut self, answers: BTreeMap<ClientId, Answer>) {
+    pub(super) fn record_answers(&mut self, answers: Answers) {
         let record = self.history.last_mut().expect("a round is open");
+        let asked: BTreeSet<ClientId> = record.cohort.iter().cloned().collect();
         for (client, answer) in answers {
-            if !record.cohort.contains(&client) {
+            if !asked.contains(&client) {
                 record.cohort.push(client.clone());
             }
             match answer {

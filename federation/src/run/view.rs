@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Answer, Effect, Outcome, Phase, Run};
+use super::{Answer, Answers, Effect, Outcome, Phase, Run};
 use crate::{
     ClientId, ClientReport, ClientStanding, ContributionReport, ModelDigest, Plan, PlanDigest,
     Receipt, RoundReport, RunId, RunReport, RunStatus, Task, UpdateDigest,
@@ -161,7 +161,7 @@ impl Run {
     pub fn rounds_from(&self, n_skipped: usize) -> Vec<RoundReport> {
         let mut rounds = self.history.get(n_skipped..).unwrap_or_default().to_vec();
         if let (Phase::Training { answers, .. }, Some(open)) = (&self.phase, rounds.last_mut()) {
-            for (client, answer) in answers {
+            for (client, answer) in answers.iter() {
                 match answer {
                     Answer::Contributed(c) => open.contributions.push(c.clone()),
                     Answer::Missing { reason, .. } => {
@@ -209,7 +209,7 @@ impl Run {
 
     fn clients(&self) -> Vec<ClientReport> {
         use ClientStanding as Is;
-        let no_answers = BTreeMap::new();
+        let no_answers = Answers::default();
         let answers = match &self.phase {
             Phase::Training { answers, .. } => answers,
             _ => &no_answers,
