@@ -323,6 +323,16 @@ impl Plan {
         }
     }
 
+    /// Whether a round's updates can be summed as they arrive: all that counts is their sum, each with the
+    /// weight that its client's declaration gives it.
+    #[must_use]
+    pub fn sums_on_arrival(&self) -> bool {
+        self.aggregation.strategy.is_of_the_sum()
+            && self.aggregation.country_weight_max.is_none()
+            && self.staleness_max() == 0
+            && !self.draws_in_secret()
+    }
+
     /// How many contributions close a round before its deadline; `None`: those of everybody who was asked.
     #[must_use]
     pub fn contributions_wanted(&self) -> Option<u32> {

@@ -36,6 +36,20 @@ pub trait Updates {
     /// # Errors
     /// If they cannot be read.
     fn read(&mut self, index: usize, from: usize, into: &mut [u8]) -> Result<(), Self::Error>;
+
+    /// The sum of all updates over `range`, each as often as its weight says, if it is known without
+    /// reading them one by one; `None` otherwise, which is the default.
+    ///
+    /// # Errors
+    /// If it cannot be had.
+    fn weighted_sum(
+        &mut self,
+        range: &Range<usize>,
+        weights: &[u64],
+    ) -> Result<Option<Vec<i64>>, Self::Error> {
+        let _ = (range, weights);
+        Ok(None)
+    }
 }
 
 /// Updates in memory.
@@ -179,6 +193,10 @@ impl Fold {
                 trimmed_mean::sum(self, &range, updates, trim)?
             }
             (Prepared::Plain, _) => {
+                if let Some(sum) = updates.weighted_sum(&range, &self.weights)? {
+                    let total = self.weights.iter().sum();
+                    return Ok(self.grid.stepped(base, &sum, total, self.server_learning_rate));
+                }
                 let weighted = self.weights.iter().copied().enumerate();
                 fedavg::sum(&range, updates, weighted, &mut self.buffer)?
             }

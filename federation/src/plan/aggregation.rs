@@ -76,6 +76,12 @@ pub enum Strategy {
 }
 
 impl Strategy {
+    /// Whether all that it needs to know of the updates is their weighted sum.
+    #[must_use]
+    pub fn is_of_the_sum(&self) -> bool {
+        matches!(self, Self::Fedavg | Self::Fedbuff { .. })
+    }
+
     /// Whether contributions count by their weights, not by their votes.
     #[must_use]
     pub fn is_weighted(&self) -> bool {
