@@ -32,6 +32,6 @@ pub use error::TrainError;
 pub use evaluate::{Evaluation, evaluate};
 pub use gradient::gradient_sum;
 pub use model::Model;
-pub use round::{LocalRound, RoundError, local_round};
+pub use round::{LocalResult, LocalRound, RoundError, local_round};
 pub use safetensors::{SafetensorsError, read_safetensors, write_safetensors};
 pub use train::{TrainingTask, all_cores, train_plain, train_private};

@@ -6,7 +6,8 @@ use std::num::NonZero;
 
 use comity_datasets::{Dataset, Normalise};
 use comity_federation::{
-    ClientId, Delta, FixedPoint, FixedPointError, Parameters, Plan, PlanError, RoundOutput,
+    ClientId, ClientState, Delta, FixedPoint, FixedPointError, Parameters, Plan, PlanError,
+    RoundOutput,
 };
 use comity_privacy::{PrivacyError, PrivacyPlan, Randomness, Released, Reservation};
 
@@ -52,22 +53,56 @@ pub enum RoundError {
     /// The plan was not validated.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// What the client keeps is of another plan.
+    #[error(
+        "what this client keeps of the run has {got} values, the plan wants {expected}; put the node's \
+         state back from a backup"
+    )]
+    State {
+        /// By the plan.
+        expected: usize,
+        /// Given.
+        got: usize,
+    },
+}
+
+/// What a round leaves with its client, and what may leave it.
+#[derive(Debug)]
+pub struct LocalResult {
+    /// What goes out by the door.
+    pub release: Released<RoundOutput>,
+    /// What the client keeps for its next round, in place of what it kept before: stored no later than the
+    /// release is recorded, and never sent.  `None` where the plan keeps nothing.
+    pub state: Option<ClientState>,
+}
+
+/// The result of a round after which the client keeps nothing.
+impl From<Released<RoundOutput>> for LocalResult {
+    fn from(release: Released<RoundOutput>) -> Self {
+        Self { release, state: None }
+    }
 }
 
 /// Trains one round, or in round 0 asks the plan's statistics, and releases what it gives; `reservation` was debited before.
 ///
 /// `privacy` is the client's plan with the round's randomness, or `None` where the plan trains
-/// without DP; then the reservation must be exempt.  `progress` is told the steps done and their
+/// without DP; then the reservation must be exempt.  `state` is what the client kept after its round
+/// before, `None` in its first one.  `progress` is told the steps done and their
 /// number, both of which are public.
 ///
 /// # Errors
 /// [`RoundError`]; nothing is released then, though what was reserved remains debited.
 pub fn local_round(
     task: &LocalRound<'_>,
+    state: Option<&ClientState>,
     privacy: Option<(&PrivacyPlan, Randomness)>,
     reservation: Reservation,
     progress: &mut dyn FnMut(u32, u32),
-) -> Result<Released<RoundOutput>, RoundError> {
+) -> Result<LocalResult, RoundError> {
+    let (expected, got) = (task.plan.client_state_len()?, state.map(|state| state.values().len()));
+    if let Some(got) = got.filter(|got| *got != expected) {
+        return Err(RoundError::State { expected, got });
+    }
     let dataset = plan_units(task.plan, task.dataset)?;
     let dataset = dataset.as_ref();
     let normalise = normalisation(&task.plan.data);
@@ -89,14 +124,13 @@ pub fn local_round(
     let Some((plan, randomness)) = privacy else {
         let after = train_plain(&training, batch_seed(task), progress)?;
         let delta = trained_delta(task, grid, &after)?;
-        return Ok(reservation.release_exempt(RoundOutput {
-            delta,
-            n_correct: None,
-            loss_sum: None,
-        })?);
+        let output = RoundOutput { delta, n_correct: None, loss_sum: None };
+        return Ok(reservation.release_exempt(output)?.into());
     };
     if task.round == 0 {
-        return statistics(dataset, normalise, plan, randomness, reservation);
+        let release = statistics(dataset, normalise, plan, randomness, reservation)?;
+        // Nothing was trained, so what is kept stays.
+        return Ok(LocalResult { release, state: state.cloned() });
     }
     let mut session = plan.session(reservation, randomness)?;
     let asks_count = plan.metrics_rho_per_round() > 0.0;
@@ -119,7 +153,7 @@ pub fn local_round(
     }
     let after = train_private(&training, &mut session, progress)?;
     let delta = trained_delta(task, grid, &after)?;
-    Ok(session.finish(RoundOutput { delta, n_correct, loss_sum }))
+    Ok(session.finish(RoundOutput { delta, n_correct, loss_sum }).into())
 }
 
 /// Round 0: what the plan asks of the data before training.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use comity_burn_models::check_units;
+use comity_burn_models::{LocalResult, check_units};
 use comity_datasets::Dataset;
 use comity_federation::{
     Approval, Circumstances, ClientId, ModelDigest, OrderRefusal, ParticipantEffect,
@@ -799,6 +799,7 @@ impl Node {
             reservation,
             dataset,
             device: self.settings.config.device,
+            state: self.store.state(&task.run),
             blobs: self.store.blobs(),
         }))
     }
@@ -843,8 +844,8 @@ impl Node {
             debug!(run = %task.run, round = task.round, "trained for a run that has ended");
             return Ok(Ok(()));
         };
-        let release = match trained {
-            Ok(release) => release,
+        let LocalResult { release, state } = match trained {
+            Ok(trained) => trained,
             Err(error) => {
                 warn!(run = %task.run, round = task.round, error = format!("{error:#}"), "training failed");
                 let reason = "training failed; the steward sees the reason in the node's log";
@@ -861,7 +862,10 @@ impl Node {
             return Ok(Ok(()));
         }
         failpoint::reach("client::before_release");
-        let event = self.store.released(&update).context("the release cannot be recorded")?;
+        let event = self
+            .store
+            .released(&update, state.as_ref())
+            .context("the release cannot be recorded")?;
         failpoint::reach("client::after_release");
         info!(%run, round = task.round, "update released");
         // What was spent so far takes numerical work, which only this line's reader should pay for.

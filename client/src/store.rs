@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Context as _;
 use comity_certs::Clock;
 use comity_federation::{
-    ClientId, Contribution, Countersignature, Participant, ParticipantEffect, ParticipantEvent,
-    Plan, Receipt, RecordBook, Rejection, RoundRecord, RunId, Signature, SignedConsent,
-    SignedOrder, Terms, Time, Update,
+    ClientId, ClientState, Contribution, Countersignature, Participant, ParticipantEffect,
+    ParticipantEvent, Plan, Receipt, RecordBook, Rejection, RoundRecord, RunId, Signature,
+    SignedConsent, SignedOrder, StateDigest, Terms, Time, Update,
 };
 use comity_journal::{BlobStore, DirLock, Index, IndexState, Journal, JournalError, failpoint};
 use comity_privacy::{
@@ -56,7 +56,16 @@ pub(crate) enum Entry {
     },
     /// An update was released: the ledger's commit and the event, in one record, because a crash
     /// between the two would leave an update that may neither leave nor be trained again.
-    Released { ledger: LedgerEntry, run: RunId, event: ParticipantEvent },
+    ///
+    /// What the client keeps after the round is named in it too, so that an update and the state after it
+    /// are there together or not at all.
+    Released {
+        ledger: LedgerEntry,
+        run: RunId,
+        event: ParticipantEvent,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        state: Option<StateDigest>,
+    },
     /// Something was let out.
     Left { departure: Departure },
     /// The coordinator's receipt for an update.
@@ -190,6 +199,8 @@ pub(crate) struct Folded {
     pub(crate) opened: BTreeMap<String, Time>,
     /// How often the steward decided about each run.
     decisions: BTreeMap<RunId, usize>,
+    /// What this client keeps of each run that is not over.
+    states: BTreeMap<RunId, StateDigest>,
     /// Runs that the ledger knows.
     debited: BTreeSet<String>,
 }
@@ -224,8 +235,11 @@ impl Folded {
                 self.ledger.push(ledger);
                 Ok(())
             }
-            Entry::Released { ledger, run, event } => {
+            Entry::Released { ledger, run, event, state } => {
                 self.ledger.push(ledger);
+                if let Some(state) = state {
+                    self.states.insert(run.clone(), state);
+                }
                 if let ParticipantEvent::Trained { contribution } = &event {
                     self.updates.push(Stored::new(&run, contribution));
                 }
@@ -285,6 +299,7 @@ impl Folded {
         // The ledger has no line of its own for a run's end: this one is it.
         if part.participant.ended().is_some() {
             self.left.retain(|(open, _), _| open != run);
+            self.states.remove(run);
         }
         if !was_over && part.participant.ended().is_some() && self.debited.contains(run.as_str()) {
             self.ledger.push(LedgerEntry::Closed { run: run.to_string() });
@@ -357,6 +372,8 @@ pub(crate) struct Store {
     /// Updates that may be stored, oldest first.
     updates: Vec<Stored>,
     updates_bytes_max: u64,
+    /// What this client keeps of each open run; the blobs are nowhere else.
+    states: BTreeMap<RunId, StateDigest>,
     /// What left in each round of the open runs, when the store was opened.
     left: BytesOfRounds,
     orders: SeenOrders,
@@ -379,7 +396,7 @@ impl Store {
         if journal.recovered_bytes() > 0 {
             warn!(bytes = journal.recovered_bytes(), "unfinished journal record removed");
         }
-        let Folded { mut parts, ledger, updates, left, orders, opened, .. } = folded;
+        let Folded { mut parts, ledger, updates, left, orders, opened, states, .. } = folded;
         let ledger = Ledger::replay(limit, ledger)?;
         let blobs = Arc::new(BlobStore::open(dir.join("blobs"))?);
         let (index, state) = Index::open(dir.join("index"), journal.head())?;
@@ -402,6 +419,7 @@ impl Store {
             ledger,
             updates,
             updates_bytes_max,
+            states,
             orders,
             opened,
             left,
@@ -411,8 +429,8 @@ impl Store {
         Ok((store, parts))
     }
 
-    /// Removes models that no round of `parts`, the open runs, needs, and the oldest updates beyond what
-    /// is kept. What cannot be removed now is found by the next sweep.
+    /// Removes models that no round of `parts`, the open runs, needs, what was kept before a later round, and
+    /// the oldest updates beyond what is kept. What cannot be removed now is found by the next sweep.
     pub(crate) fn sweep(&mut self, parts: &BTreeMap<RunId, Part>) {
         failpoint::reach("client::before_sweep");
         let open = || parts.values().map(|part| &part.participant).filter(|p| p.ended().is_none());
@@ -429,7 +447,9 @@ impl Store {
             });
         }
         let models = open().filter_map(|p| Some(p.task()?.model.0));
-        let keep = self.updates.iter().map(|update| update.digest).chain(models).collect();
+        let states = self.states.values().map(|state| state.0);
+        let updates = self.updates.iter().map(|update| update.digest);
+        let keep = updates.chain(models).chain(states).collect();
         match self.blobs.sweep(&keep) {
             Ok(swept) if swept.n_blobs > 0 => {
                 debug!(blobs = swept.n_blobs, bytes = swept.n_bytes, "blobs removed");
@@ -497,6 +517,7 @@ impl Store {
         let mut books = self.books.open();
         books.write(&Entry::Stepped { run: run.clone(), event })?;
         if part.participant.ended().is_some() {
+            self.states.remove(run);
             self.ledger.close(run.as_str());
         }
         books.put_if_ended(run, part)?;
@@ -526,10 +547,16 @@ impl Store {
         Ok(reservation)
     }
 
-    /// Stores a released update, and commits it with its event in one record; only then may it
-    /// leave.
-    pub(crate) fn released(&mut self, update: &Update) -> anyhow::Result<ParticipantEvent> {
+    /// Stores a released update and what the client keeps after its round, and commits both with the event
+    /// in one record; only then may the update leave.  The state has no way out.
+    pub(crate) fn released(
+        &mut self,
+        update: &Update,
+        state: Option<&ClientState>,
+    ) -> anyhow::Result<ParticipantEvent> {
         let contribution = update.contribution().clone();
+        let state =
+            state.map(|state| self.blobs.put(&state.to_bytes()).map(StateDigest)).transpose()?;
         let stored = self.blobs.put(update.delta_bytes())?;
         assert_eq!(stored, contribution.update.0, "both are BLAKE3 of the same bytes");
         failpoint::reach("client::before_commit");
@@ -539,11 +566,24 @@ impl Store {
         let mut books = self.books.open();
         let mut lines = Lines {
             books: &mut books,
-            wrap: |ledger| Entry::Released { ledger, run: run.clone(), event: event.clone() },
+            wrap: |ledger| Entry::Released {
+                ledger,
+                run: run.clone(),
+                event: event.clone(),
+                state,
+            },
         };
         self.ledger.commit(&mut lines, update.release.receipt(), stored)?;
         books.mark()?;
+        if let Some(state) = state {
+            self.states.insert(run, state);
+        }
         Ok(event)
+    }
+
+    /// What this client keeps of `run`, which is open: after the last round whose update it released.
+    pub(crate) fn state(&self, run: &RunId) -> Option<StateDigest> {
+        self.states.get(run).copied()
     }
 
     /// Whether `run` is over as far as this node knows.

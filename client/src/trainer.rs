@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use comity_burn_models::{DeviceChoice, LocalRound, all_cores, data_contract, local_round};
+use comity_burn_models::{
+    DeviceChoice, LocalResult, LocalRound, all_cores, data_contract, local_round,
+};
 use comity_datasets::{Dataset, Source};
-use comity_federation::{ClientId, DataContract, Parameters, Plan, RoundOutput, Task};
+use comity_federation::{ClientId, ClientState, DataContract, Parameters, Plan, StateDigest, Task};
 use comity_journal::BlobStore;
-use comity_privacy::{PrivacyPlan, Randomness, Released, Reservation};
+use comity_privacy::{PrivacyPlan, Randomness, Reservation};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::oneshot;
 
@@ -55,15 +57,17 @@ pub struct Job {
     pub dataset: Arc<Dataset>,
     /// Where to compute.
     pub device: DeviceChoice,
-    /// Where the round's model lies.
+    /// What the client kept after its round before, where it keeps anything.
+    pub state: Option<StateDigest>,
+    /// Where the round's model and what the client keeps lie.
     pub blobs: Arc<BlobStore>,
 }
 
 /// What a training ends in.
-pub type Trained = anyhow::Result<Released<RoundOutput>>;
+pub type Trained = anyhow::Result<LocalResult>;
 
 /// Who computes a round: deployed, burn on a thread of its own; in tests of the system, something that
-/// needs no data. Neither can make a [`Released`] but by a [`Job`]'s reservation.
+/// needs no data. Neither can make a release but by a [`Job`]'s reservation.
 pub trait Train: Send + Sync {
     /// Starts the training; a closed channel says that it panicked.
     fn start(&self, job: Job) -> oneshot::Receiver<Trained>;
@@ -86,6 +90,7 @@ impl Train for Burn {
 fn train(job: Job) -> Trained {
     let base = Parameters::from_bytes(&job.blobs.read_all(&job.task.model.0)?)
         .context("the round's model is not a list of numbers")?;
+    let state = job.state.map(|digest| stored_state(&job.blobs, digest)).transpose()?;
     let device = job.device.open()?;
     let round = LocalRound {
         plan: &job.plan,
@@ -103,10 +108,19 @@ fn train(job: Job) -> Trained {
             .expect("the template is well-formed"),
     );
     bar.set_prefix(format!("{} round {}", job.task.run, job.task.round));
-    let result = local_round(&round, privacy, job.reservation, &mut |step, n_steps| {
-        bar.set_length(u64::from(n_steps));
-        bar.set_position(u64::from(step));
-    });
+    let result =
+        local_round(&round, state.as_ref(), privacy, job.reservation, &mut |step, n_steps| {
+            bar.set_length(u64::from(n_steps));
+            bar.set_position(u64::from(step));
+        });
     bar.finish_and_clear();
     Ok(result?)
+}
+
+/// What this client kept of a run; it exists nowhere else.
+fn stored_state(blobs: &BlobStore, digest: StateDigest) -> anyhow::Result<ClientState> {
+    let bytes = blobs.read_all(&digest.0).context(
+        "what this client keeps of the run is lost or damaged; put the node's state back from a backup",
+    )?;
+    ClientState::from_bytes(&bytes).context("what this client keeps is not a list of numbers")
 }

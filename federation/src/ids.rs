@@ -224,6 +224,11 @@ digest! {
 }
 
 digest! {
+    /// BLAKE3 of the little-endian `f32` bytes of what a client keeps of its own; also the name of its blob.
+    StateDigest
+}
+
+digest! {
     /// BLAKE3 of the canonical JSON of a round's record, chained to the record before.
     RecordDigest
 }
@@ -238,6 +243,7 @@ as_text!(
     PlanDigest,
     ModelDigest,
     UpdateDigest,
+    StateDigest,
     RecordDigest,
     KeyFingerprint
 );

@@ -10,6 +10,7 @@
 
 mod accumulator;
 mod certificate;
+mod client_state;
 mod encoding;
 mod error;
 mod fixed;
@@ -35,12 +36,13 @@ pub use certificate::{
     CertificateFile, CertifiedClient, CertifiedRound, CertifiedTensor, Evaluation, Facts, Launched,
     ModelCertificate, ModelFile, NoisyCorrect,
 };
+pub use client_state::ClientState;
 pub use encoding::{Rounding, UpdateEncoding};
 pub use error::{PlanError, Rejection};
 pub use fixed::{FixedPoint, FixedPointError};
 pub use ids::{
     ClientId, Country, IdError, KeyFingerprint, ModelDigest, PlanDigest, RecordDigest, RunId,
-    UpdateDigest,
+    StateDigest, UpdateDigest,
 };
 pub use model::{Layer, Lora, Manifest, ModelSpec, START_VALUES_MAX, Start, TensorSpec};
 pub use norm::SquareSum;

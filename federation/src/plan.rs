@@ -358,6 +358,14 @@ impl Plan {
         Ok(self.update_encoding(1).bytes(n_trainable).max(UpdateEncoding::Int32.bytes(statistics)))
     }
 
+    /// How many values a client keeps of its own between the rounds; 0 where it keeps none.
+    ///
+    /// # Errors
+    /// As [`manifest`](Self::manifest).
+    pub fn client_state_len(&self) -> Result<usize, PlanError> {
+        Ok(0)
+    }
+
     /// How many privacy units `client` declares: persons where they are protected, else records.
     #[must_use]
     pub fn units_declared(&self, client: &NamedClient) -> u64 {

@@ -14,10 +14,10 @@ use comity_burn_models::{
 };
 use comity_datasets::Dataset;
 use comity_federation::{
-    Accumulator, Aggregation, Circumstances, ClientId, Country, Effect, Encoded, Event, Fold,
-    ModelDigest, Outcome, Parameters, Participant, ParticipantEffect, ParticipantEvent, Plan,
-    Policy, Rejection, RoundReport, Run, RunId, RunReport, SquareSum, Task, Time, Update,
-    UpdateDigest,
+    Accumulator, Aggregation, Circumstances, ClientId, ClientState, Country, Effect, Encoded,
+    Event, Fold, ModelDigest, Outcome, Parameters, Participant, ParticipantEffect,
+    ParticipantEvent, Plan, Policy, Rejection, RoundReport, Run, RunId, RunReport, SquareSum, Task,
+    Time, Update, UpdateDigest,
 };
 use comity_privacy::{
     Charge, Ledger, LedgerEntry, Limit, Mechanism, PrivacyPlan, ReservationKey, Statement,
@@ -73,6 +73,8 @@ struct Client<'a> {
     participant: Participant,
     shard: &'a Dataset,
     policy: Policy,
+    /// What it keeps of its own between the rounds.
+    state: Option<ClientState>,
     privacy: Option<PrivacyPlan>,
     ledger: Ledger,
     entries: Vec<LedgerEntry>,
@@ -146,6 +148,7 @@ impl<'a> Engine<'a> {
                     shard,
                     // A simulated institution allows exactly what the plan asks for.
                     policy: Policy::of_plan(plan, named, budget),
+                    state: None,
                     privacy,
                     ledger: Ledger::new(limit),
                     entries: Vec::new(),
@@ -598,12 +601,14 @@ impl Client<'_> {
             device: simulation.device,
             n_threads: all_cores(),
         };
-        let release = local_round(&round, privacy, reservation, &mut |step, n_steps| {
+        let state = self.state.as_ref();
+        let trained = local_round(&round, state, privacy, reservation, &mut |step, n_steps| {
             observe(Progress::Step { round: task.round, client: id, step, n_steps });
         })?;
-        let update = Update::new(task, simulation.plan, id, release);
+        let update = Update::new(task, simulation.plan, id, trained.release);
         let bytes = update.contribution().update.0;
         self.ledger.commit(&mut self.entries, update.release.receipt(), bytes)?;
+        self.state = trained.state;
         Ok(update)
     }
 }

@@ -172,7 +172,8 @@ impl Sandbox {
             n_threads: all_cores(),
         };
         let privacy = Some((&self.privacy, randomness));
-        let released = local_round(&round, privacy, reservation, &mut |_, _| {})?.into_value();
+        let trained = local_round(&round, None, privacy, reservation, &mut |_, _| {})?;
+        let released = trained.release.into_value();
         // Weights are [class, feature]: a canary's steps raise its own class against the other.
         let (change, n) = (released.delta.values(), self.canaries.len());
         let scores: Vec<(f64, bool)> = self

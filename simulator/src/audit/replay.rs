@@ -284,11 +284,12 @@ impl Audit {
         let mut progress = Vec::new();
         let released = local_round(
             &round,
+            None,
             Some((&self.privacy, randomness)),
             reservation,
             &mut |step, n_steps| progress.push((step, n_steps)),
         );
-        let released = released.map(|released| released.into_value());
+        let released = released.map(|trained| trained.release.into_value());
         let mut tape = lock(&tape).clone();
         // Threads draw ahead, so the order of drawing says nothing.
         tape.draws.sort_unstable();

@@ -43,7 +43,7 @@ impl Train for UnitVectors {
                 values[at] = 1 << job.plan.aggregation.fixed_point_bits;
                 let delta = Delta::new(values);
                 let output = RoundOutput { delta, n_correct: None, loss_sum: None };
-                Ok(job.reservation.release_exempt(output)?)
+                Ok(job.reservation.release_exempt(output)?.into())
             })();
             let _ = sender.send(trained);
         });

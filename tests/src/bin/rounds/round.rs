@@ -121,7 +121,7 @@ impl Train for AtOnce {
             let mut values = vec![0; job.plan.manifest()?.n_trainable()];
             values[self.index] = 1 + i32::try_from(job.task.round)?;
             let output = RoundOutput { delta: Delta::new(values), n_correct: None, loss_sum: None };
-            Ok(job.reservation.release_exempt(output)?)
+            Ok(job.reservation.release_exempt(output)?.into())
         })();
         let _ = sender.send(trained);
         receiver
