@@ -196,6 +196,19 @@ impl Dataset {
         counts
     }
 
+    /// How many of the examples at `indices` each class has, `[n_classes]`: private.
+    ///
+    /// # Panics
+    /// If an index is not below [`len`](Self::len).
+    #[must_use]
+    pub fn label_counts_of(&self, indices: &[usize]) -> Vec<usize> {
+        let mut counts = vec![0; self.n_classes];
+        for &index in indices {
+            counts[self.labels[index] as usize] += 1;
+        }
+        counts
+    }
+
     /// The examples at `indices`, in that order, normalised. A missing value becomes zero, the
     /// normalised form of the plan's mean: a rule that looks at no other row.
     ///

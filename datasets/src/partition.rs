@@ -30,6 +30,9 @@ pub enum PartitionError {
     /// A Dirichlet distribution needs a positive, finite concentration.
     #[error("alpha {0} is not positive and finite; 0.1 is extreme, 100 nearly even")]
     Alpha(f64),
+    /// Nothing or everything would be kept for testing.
+    #[error("share {0} of the records for testing; it must be above 0 and below 1, such as 0.2")]
+    Share(f64),
     /// No clients.
     #[error("a split over no clients; ask for at least one")]
     NoClients,

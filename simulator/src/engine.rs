@@ -12,7 +12,6 @@ use std::time::Instant;
 use comity_burn_models::{
     Device, LocalRound, RoundError, all_cores, check_units, evaluate, local_round, normalisation,
 };
-use comity_datasets::Dataset;
 use comity_federation::{
     Accumulator, Aggregation, Circumstances, ClientId, ClientState, Country, Effect, Encoded,
     Event, Fold, ModelDigest, Outcome, Parameters, Participant, ParticipantEffect,
@@ -69,9 +68,10 @@ enum Message {
 }
 
 /// One institution: what `comity-client` keeps, in memory.
-struct Client<'a> {
+struct Client {
     participant: Participant,
-    shard: &'a Dataset,
+    /// Its place in the plan and in the data.
+    index: usize,
     policy: Policy,
     /// What it keeps of its own between the rounds.
     state: Option<ClientState>,
@@ -103,7 +103,7 @@ impl Simulation<'_> {
 struct Engine<'a> {
     simulation: &'a Simulation<'a>,
     run: Run,
-    clients: BTreeMap<ClientId, Client<'a>>,
+    clients: BTreeMap<ClientId, Client>,
     /// Where whole institutions are protected.
     trusted: Option<TrustedCoordinator>,
     now: Time,
@@ -123,10 +123,10 @@ impl<'a> Engine<'a> {
     fn new(simulation: &'a Simulation<'a>) -> Result<Self, SimulationError> {
         let (plan, data) = (simulation.plan, simulation.data);
         let in_plan = plan.cohort.clients.iter().map(|named| &named.id);
-        if !in_plan.eq(data.shards.iter().map(|(client, _)| client)) {
+        if !in_plan.eq(data.clients()) {
             return Err(SimulationError::Shards {
                 in_plan: plan.cohort.clients.len(),
-                in_data: data.shards.len(),
+                in_data: data.n_clients(),
             });
         }
         let model = plan.manifest()?.initial_parameters(plan.seed);
@@ -137,15 +137,13 @@ impl<'a> Engine<'a> {
         // Where whole institutions are protected, a client's own ledger knows no DP.
         let budget = plan.budget()?.filter(|_| !plan.draws_in_secret());
         let plans = plan.privacy_plans()?;
-        for ((named, privacy), (client, shard)) in
-            plan.cohort.clients.iter().zip(plans).zip(&data.shards)
-        {
+        for (index, (named, privacy)) in plan.cohort.clients.iter().zip(plans).enumerate() {
             let limit = Limit { budget, exempt_allowed: budget.is_none() };
             clients.insert(
-                client.clone(),
+                named.id.clone(),
                 Client {
                     participant: Participant::new(run.id().clone(), run.plan_digest()),
-                    shard,
+                    index,
                     // A simulated institution allows exactly what the plan asks for.
                     policy: Policy::of_plan(plan, named, budget),
                     state: None,
@@ -176,6 +174,7 @@ impl<'a> Engine<'a> {
         for named in &self.simulation.plan.cohort.clients {
             let client = &self.clients[&named.id];
             let plan = self.simulation.plan;
+            let shard = self.simulation.data.shard(client.index);
             // No deployed institution agrees that the noise is added elsewhere; a simulated one does.
             let reviewed = match plan.draws_in_secret() {
                 true => Ok(()),
@@ -185,7 +184,7 @@ impl<'a> Engine<'a> {
                     .map_err(|e| e.to_string()),
             };
             let event = match reviewed
-                .and_then(|()| check_units(plan, client.shard).map_err(|e| e.to_string()))
+                .and_then(|()| check_units(plan, &shard).map_err(|e| e.to_string()))
             {
                 Ok(()) => ParticipantEvent::Accepted,
                 Err(reason) => ParticipantEvent::Declined { reason },
@@ -409,7 +408,7 @@ impl<'a> Engine<'a> {
         let shared = self.trusted.as_ref().map(TrustedCoordinator::epsilon);
         // Clients of one size have spent the same, and each reckoning is dear.
         let mut known: Vec<(Vec<Mechanism>, f64)> = Vec::new();
-        let mut epsilon = |client: &Client<'_>| {
+        let mut epsilon = |client: &Client| {
             if shared.is_some() {
                 return shared;
             }
@@ -569,7 +568,7 @@ fn next_model(
     Parameters::new(next)
 }
 
-impl Client<'_> {
+impl Client {
     /// Debits the ledger, trains, releases, and commits: only then may the update leave.
     fn train(
         &mut self,
@@ -592,12 +591,13 @@ impl Client<'_> {
             None => (Charge::exempt(task.plan.0), None),
         };
         let reservation = self.ledger.reserve(&mut self.entries, key, charge)?;
+        let shard = simulation.data.shard(self.index);
         let round = LocalRound {
             plan: simulation.plan,
             round: task.round,
             client: id,
             base,
-            dataset: self.shard,
+            dataset: &shard,
             device: simulation.device,
             n_threads: all_cores(),
         };

@@ -26,6 +26,13 @@ pub enum SimulationError {
     /// The training rows cannot be divided as the world asks.
     #[error("the training data cannot be split: {0}")]
     Partition(#[from] PartitionError),
+    /// A world on which no model can be scored.
+    #[error(
+        "the world has neither `data.test` nor `data.client_test`, or no client has a record to keep; \
+         name a public test set, or let each client keep a share, such as \
+         client_test = {{ share = 0.2, stratified = true }}"
+    )]
+    NoTest,
     /// The plan cannot be run.
     #[error(transparent)]
     Plan(#[from] PlanError),

@@ -7,7 +7,7 @@
 //! digest.
 //!
 //! ```text
-//! World --load--> FederationData    one shard for each client that the plan names, and a test set
+//! World --load--> FederationData    which rows each client of the plan has, and a test set
 //! Simulation --run--> SimulationResult    the run's report, a score a round, the model, the ledgers
 //! ```
 //!
@@ -30,4 +30,4 @@ pub use engine::{Simulation, SimulationResult};
 pub use error::SimulationError;
 pub use noise::{NoiseMode, SeededNoise, seeded_randomness};
 pub use observations::{ClientRound, Fairness, Progress, RoundScore};
-pub use world::{FederationData, World, WorldData, split};
+pub use world::{ClientRows, FederationData, Records, World, WorldData, divide};

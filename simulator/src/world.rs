@@ -3,13 +3,18 @@
 //! A plan says what a federation does; a world says what it finds.  The clients are those that
 //! the plan names, in the plan's order.
 
+mod data;
+mod division;
+
 use std::path::{Path, PathBuf};
 
 use comity_burn_models::data_contract;
-use comity_datasets::{DataError, Dataset, Partition, Source};
-use comity_federation::{ClientId, Plan};
-use comity_privacy::PrivacyUnit;
+use comity_datasets::{DataError, Dataset, HeldOut, Partition, Source};
+use comity_federation::Plan;
 use serde::{Deserialize, Serialize};
+
+pub use data::{ClientRows, FederationData};
+pub use division::divide;
 
 use crate::SimulationError;
 
@@ -34,17 +39,35 @@ pub struct WorldData {
     pub dir: Option<PathBuf>,
     /// Divided over the clients.
     pub train: Source,
-    /// Public; on which every round's model is scored.
-    pub test: Source,
+    /// Public; on which every round's model is scored. Absent: all that the clients keep for testing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<Source>,
+    /// How much each client keeps for testing and never trains on; absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_test: Option<HeldOut>,
+    /// Where the numbers of records come from that clients declare.
+    #[serde(default, skip_serializing_if = "Records::is_declared")]
+    pub records: Records,
 }
 
-/// The data of every client, and the public test set.
-#[derive(Clone, Debug)]
-pub struct FederationData {
-    /// One shard a client, in the plan's order.
-    pub shards: Vec<(ClientId, Dataset)>,
-    /// Public; on which every round's model is scored.
-    pub test: Dataset,
+/// Where the numbers of records come from that clients declare.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Records {
+    /// The plan.
+    #[default]
+    Declared,
+    /// The partition: every client declares what it really trains on, and the plan that is run is
+    /// another one than the file's, with another digest.
+    FromPartition,
+}
+
+impl Records {
+    // What `skip_serializing_if` calls it with.
+    #[expect(clippy::trivially_copy_pass_by_ref)]
+    fn is_declared(&self) -> bool {
+        *self == Self::Declared
+    }
 }
 
 impl World {
@@ -72,65 +95,58 @@ impl World {
     ///
     /// # Errors
     /// [`SimulationError::DataMissing`], [`SimulationError::Data`] if a file does not fit the
-    /// plan, [`SimulationError::Partition`].
+    /// plan, [`SimulationError::Partition`], [`SimulationError::NoTest`].
     pub fn load(&self, plan: &Plan, base_dir: &Path) -> Result<FederationData, SimulationError> {
         // The test set first: it is the smaller one, and a file of the wrong shape shows sooner.
-        let test = self.load_test(plan, base_dir)?;
-        Ok(FederationData { shards: self.load_shards(plan, base_dir)?, test })
+        let public = self.data.test.as_ref().map(|test| load(test, plan, base_dir)).transpose()?;
+        let (train, rows) = self.load_rows(plan, base_dir)?;
+        let test = public
+            .or_else(|| {
+                let mut kept: Vec<usize> =
+                    rows.iter().flat_map(|rows| rows.test.iter().copied()).collect();
+                kept.sort_unstable();
+                (!kept.is_empty()).then(|| train.subset(&kept))
+            })
+            .ok_or(SimulationError::NoTest)?;
+        FederationData::new(plan, train, rows, test)
     }
 
-    /// Reads the public test set.
+    /// Reads the training data, and which of its rows each client has, in the plan's order.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_rows(
+        &self,
+        plan: &Plan,
+        base_dir: &Path,
+    ) -> Result<(Dataset, Vec<ClientRows>), SimulationError> {
+        let train = load(&self.data.train, plan, base_dir)?;
+        let rows = divide(&train, &self.partition, self.data.client_test, plan, self.seed)?;
+        Ok((train, rows))
+    }
+
+    /// Reads what models are scored on: the public test set, or all that the clients keep.
     ///
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_test(&self, plan: &Plan, base_dir: &Path) -> Result<Dataset, SimulationError> {
-        load(&self.data.test, plan, base_dir)
+        match &self.data.test {
+            Some(test) => load(test, plan, base_dir),
+            None => Ok(self.load(plan, base_dir)?.test),
+        }
     }
 
-    /// Reads the training data and splits them over the clients that the plan names.
+    /// The plan that is run on `data`: `plan`, with the numbers of records that this world says.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
-    pub fn load_shards(
-        &self,
-        plan: &Plan,
-        base_dir: &Path,
-    ) -> Result<Vec<(ClientId, Dataset)>, SimulationError> {
-        split(&load(&self.data.train, plan, base_dir)?, self.partition, plan, self.seed)
-    }
-}
-
-/// Divides `train` over the clients that `plan` names, in its order.
-///
-/// # Errors
-/// [`SimulationError::Partition`] if it cannot be divided so.
-pub fn split(
-    train: &Dataset,
-    partition: Partition,
-    plan: &Plan,
-    seed: u64,
-) -> Result<Vec<(ClientId, Dataset)>, SimulationError> {
-    let clients = &plan.cohort.clients;
-    let rows = match (plan.unit(), train.rows_by_person()) {
-        // Whole persons are dealt out, by the label of their first row, so that nobody's promise
-        // is spread over two institutions.
-        (Some(PrivacyUnit::Person { .. }), Some(persons)) => {
-            let labels: Vec<u32> = persons.iter().map(|rows| train.labels()[rows[0]]).collect();
-            let rows_of = |persons_of: Vec<usize>| {
-                let mut rows: Vec<usize> =
-                    persons_of.into_iter().flat_map(|p| persons[p].iter().copied()).collect();
-                rows.sort_unstable();
-                rows
-            };
-            partition.split(&labels, clients.len(), seed)?.into_iter().map(rows_of).collect()
+    /// [`SimulationError::Plan`] if it is not valid with these numbers, such as that of a client
+    /// without a record.
+    pub fn resolve(&self, plan: &Plan, data: &FederationData) -> Result<Plan, SimulationError> {
+        match self.data.records {
+            Records::Declared => Ok(plan.clone()),
+            Records::FromPartition => data.declare(plan),
         }
-        _ => partition.split(train.labels(), clients.len(), seed)?,
-    };
-    Ok(clients
-        .iter()
-        .zip(rows)
-        .map(|(client, rows)| (client.id.clone(), train.subset(&rows)))
-        .collect())
+    }
 }
 
 fn load(source: &Source, plan: &Plan, base_dir: &Path) -> Result<Dataset, SimulationError> {

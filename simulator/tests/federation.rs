@@ -8,7 +8,7 @@ use comity_federation::{Plan, RunStatus};
 use comity_privacy::{Estimate, LedgerEntry, LossRequest, PrivacyUnit};
 use comity_simulator::{
     FederationData, NoiseMode, Progress, Simulation, SimulationError, SimulationResult, World,
-    split,
+    divide,
 };
 
 /// Four features, three classes; the DP part is put in the place of `PRIVACY`.
@@ -72,8 +72,12 @@ fn examples(plan: &Plan, n: u32) -> Dataset {
 }
 
 fn data(plan: &Plan) -> FederationData {
-    let shards = split(&examples(plan, 900), Partition::Iid, plan, 1).unwrap();
-    FederationData { shards, test: examples(plan, 200) }
+    divided(plan, examples(plan, 900))
+}
+
+fn divided(plan: &Plan, train: Dataset) -> FederationData {
+    let rows = divide(&train, &Partition::Iid, None, plan, 1).unwrap();
+    FederationData::new(plan, train, rows, examples(plan, 200)).unwrap()
 }
 
 fn cpu() -> Device {
@@ -164,8 +168,8 @@ fn one_record_of_missing_values_and_none_at_all_do_not_show() {
     let plan = plan(DP);
     let mut data = data(&plan);
     let reals = Contract { scale: Scale::Real, ..contract(&plan) };
-    data.shards[0].1 = Dataset::from_reals(&reals, vec![f32::NAN; 4], vec![1]).unwrap();
-    data.shards[1].1 = data.shards[1].1.subset(&[]);
+    data.set_shard(0, Dataset::from_reals(&reals, vec![f32::NAN; 4], vec![1]).unwrap());
+    data.set_shard(1, examples(&plan, 0));
     let simulation =
         Simulation { plan: &plan, data: &data, seed: 1, noise: NoiseMode::Seeded, device: &cpu() };
     let mut steps = BTreeMap::<_, u32>::new();
@@ -276,13 +280,12 @@ fn persons_are_protected_where_the_plan_says_so() {
         .replace("records = 300", "records = 300, persons = 50");
     let plan = Plan::from_toml(&text).unwrap();
     let persons = |n: u32| examples(&plan, n).with_persons((0..n).map(|row| row / 6).collect());
-    let shards = split(&persons(900).unwrap(), Partition::Iid, &plan, 1).unwrap();
-    for (client, shard) in &shards {
+    let data = divided(&plan, persons(900).unwrap());
+    for client in 0..3 {
         // Nobody is at two institutions.
-        let rows = shard.rows_by_person().unwrap();
+        let rows = data.shard(client).rows_by_person().unwrap();
         assert!(rows.len() == 50 && rows.iter().all(|rows| rows.len() == 6), "{client}");
     }
-    let data = FederationData { shards, test: examples(&plan, 200) };
     let simulation =
         Simulation { plan: &plan, data: &data, seed: 1, noise: NoiseMode::Seeded, device: &cpu() };
     let result = simulation.run(&mut |_| {}).unwrap();
@@ -296,8 +299,7 @@ fn persons_are_protected_where_the_plan_says_so() {
     }
 
     // Without ids nobody takes part, and everybody says why.
-    let shards = split(&examples(&plan, 900), Partition::Iid, &plan, 1).unwrap();
-    let data = FederationData { shards, test: examples(&plan, 200) };
+    let data = divided(&plan, examples(&plan, 900));
     let simulation =
         Simulation { plan: &plan, data: &data, seed: 1, noise: NoiseMode::Seeded, device: &cpu() };
     let report = simulation.run(&mut |_| {}).unwrap().report;
@@ -310,7 +312,7 @@ fn persons_are_protected_where_the_plan_says_so() {
 fn a_client_that_cannot_train_is_missing_with_its_reason() {
     let mut plan = plan("mode = \"none\"");
     let mut data = data(&plan);
-    data.shards[1].1 = data.shards[1].1.subset(&[]);
+    data.set_shard(1, examples(&plan, 0));
     let result = |plan: &Plan| {
         let simulation =
             Simulation { plan, data: &data, seed: 1, noise: NoiseMode::Seeded, device: &cpu() };
@@ -330,8 +332,8 @@ fn a_client_that_cannot_train_is_missing_with_its_reason() {
 #[test]
 fn data_of_another_plan_are_refused() {
     let plan = plan(DP);
-    let mut data = data(&plan);
-    data.shards.pop();
+    let shards = plan.cohort.clients[..2].iter().map(|c| (c.id.clone(), examples(&plan, 9)));
+    let data = FederationData::of_shards(shards.collect(), examples(&plan, 9));
     let simulation =
         Simulation { plan: &plan, data: &data, seed: 1, noise: NoiseMode::Seeded, device: &cpu() };
     let error = simulation.run(&mut |_| {}).unwrap_err();
@@ -354,7 +356,7 @@ fn a_world_whose_data_do_not_fit_the_plan_is_a_clear_error() {
     comity_datasets::write_idx(dir.path(), &examples(&plan, 90)).unwrap();
     let world = World::from_toml(WORLD).unwrap();
     let loaded = world.load(&plan, dir.path()).unwrap();
-    assert_eq!(loaded.shards.iter().map(|(_, shard)| shard.len()).sum::<usize>(), 90);
+    assert_eq!((0..3).map(|client| loaded.n_rows(client)).sum::<usize>(), 90);
 
     let with = |from: &str, to: &str| {
         let text = PLAN.replace("PRIVACY", DP).replacen(from, to, 1);

@@ -4,7 +4,7 @@ use comity_burn_models::DeviceChoice;
 use comity_datasets::{Contract, Dataset, Scale};
 use comity_federation::{Plan, RunStatus};
 use comity_privacy::PrivacyUnit;
-use comity_simulator::{FederationData, NoiseMode, Simulation, SimulationResult, World, split};
+use comity_simulator::{FederationData, NoiseMode, Simulation, SimulationResult, World, divide};
 
 const PLAN: &str = r#"
 name = "institutions"
@@ -58,10 +58,8 @@ fn data(plan: &Plan) -> FederationData {
     let rows = examples(plan, 8 * 80);
     let eight = |i: usize| rows.subset(&(8 * i..8 * i + 8).collect::<Vec<_>>());
     let clients = plan.cohort.clients.iter().enumerate();
-    FederationData {
-        shards: clients.map(|(i, client)| (client.id.clone(), eight(i))).collect(),
-        test: examples(plan, 200),
-    }
+    let shards = clients.map(|(i, client)| (client.id.clone(), eight(i))).collect();
+    FederationData::of_shards(shards, examples(plan, 200))
 }
 
 fn run(plan: &Plan, noise: NoiseMode) -> SimulationResult {
@@ -123,6 +121,7 @@ fn the_example_names_a_thousand_institutions_of_one_kind() {
     let world = World::from_toml(include_str!("../../examples/institutions/world.toml")).unwrap();
     let mut small = Plan::from_toml(PLAN).unwrap();
     small.cohort.clients = plan.cohort.clients;
-    let shards = split(&examples(&small, 60_000), world.partition, &small, world.seed).unwrap();
-    assert_eq!((shards.len(), shards[999].1.len()), (1000, 60));
+    let examples = examples(&small, 60_000);
+    let rows = divide(&examples, &world.partition, None, &small, world.seed).unwrap();
+    assert_eq!((rows.len(), rows[999].train.len()), (1000, 60));
 }

@@ -97,6 +97,7 @@ impl Run {
             output::make_dir(out)?;
         }
         let data = world.load(&plan, &base_dir)?;
+        let plan = world.resolve(&plan, &data)?;
         let noise = if self.exact_noise { NoiseMode::Exact } else { NoiseMode::Seeded };
         let simulation =
             Simulation { plan: &plan, data: &data, seed: world.seed, noise, device: &device };

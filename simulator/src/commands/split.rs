@@ -52,9 +52,10 @@ impl Split {
     pub(crate) fn execute(&self) -> anyhow::Result<()> {
         let plan = read_plan(&self.plan)?;
         let (world, base_dir) = self.world.read()?;
-        let data = world.load_shards(&plan, &base_dir)?;
-        let mut shards = Vec::with_capacity(data.len());
-        for (named, (client, dataset)) in plan.cohort.clients.iter().zip(&data) {
+        let (train, rows) = world.load_rows(&plan, &base_dir)?;
+        let mut shards = Vec::with_capacity(rows.len());
+        for (named, rows) in plan.cohort.clients.iter().zip(&rows) {
+            let (client, dataset) = (&named.id, &train.subset(&rows.train));
             let dir = self.out.join(format!("{}-{}", client.country(), client.institution()));
             write_shard(&dir, dataset).with_context(|| format!("the shard of {client}"))?;
             shards.push(Shard {
