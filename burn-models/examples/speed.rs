@@ -82,7 +82,8 @@ fn epoch(name: &str, spec: &ModelSpec, start: &Parameters) {
     let training = Training {
         optimizer: Optimizer::Sgd { learning_rate: 0.1, momentum: 0.9 },
         batch: 512,
-        local_epochs: 1,
+        local_epochs: Some(1),
+        local_steps: None,
         microbatch: 64,
         ema_decay: None,
     };

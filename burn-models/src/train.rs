@@ -74,7 +74,8 @@ pub fn train_private(
     })
 }
 
-/// Trains without differential privacy: shuffled epochs of mean gradients. The same `seed` gives
+/// Trains without differential privacy: shuffled epochs of mean gradients, as many as the plan says or as
+/// its number of steps takes, of which the last may end early. The same `seed` gives
 /// the same result on the CPU, whatever its number of cores.
 ///
 /// `progress` is told the steps done and their number.
@@ -92,13 +93,14 @@ pub fn train_plain(
     }
     let batch = task.training.batch as usize;
     let n_batches = u32::try_from(task.dataset.len().div_ceil(batch)).unwrap_or(u32::MAX);
-    let n_steps = n_batches.saturating_mul(task.training.local_epochs);
+    let n_steps = (task.training.local_steps)
+        .unwrap_or_else(|| n_batches.saturating_mul(task.training.local_epochs.unwrap_or(1)));
     let mut rng = ChaCha20Rng::from_seed(seed);
     let mut indices: Vec<usize> = (0..task.dataset.len()).collect();
     let mut n_done = 0;
-    for _ in 0..task.training.local_epochs {
+    while n_done < n_steps {
         shuffle(&mut indices, &mut rng);
-        for indices in indices.chunks(batch) {
+        for indices in indices.chunks(batch).take((n_steps - n_done) as usize) {
             let microbatches = records(indices, task.training.microbatch as usize);
             let sum =
                 trainer.sum(&microbatches, |model, p| gradient_sum(model, &p.batch, &p.mask))?;
@@ -348,7 +350,8 @@ mod tests {
         let training = Training {
             optimizer: Optimizer::Sgd { learning_rate: 0.1, momentum: 0.0 },
             batch: 70,
-            local_epochs: 1,
+            local_epochs: Some(1),
+            local_steps: None,
             microbatch: 16,
             ema_decay: None,
         };

@@ -44,7 +44,8 @@ fn training(microbatch: u32) -> Training {
     Training {
         optimizer: Optimizer::Adam { learning_rate: 0.01, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 },
         batch: 50,
-        local_epochs: 8,
+        local_epochs: Some(8),
+        local_steps: None,
         microbatch,
         ema_decay: None,
     }
@@ -117,6 +118,35 @@ fn plain_training_learns_and_repeats_to_the_bit() {
     let other = train(50, 1);
     let differs = trained.values().iter().zip(other.values()).any(|(a, b)| (a - b).abs() > 1e-3);
     assert!(!differs);
+}
+
+#[test]
+fn a_number_of_steps_goes_through_shuffled_epochs_and_stops_where_it_says() {
+    let (data, start, device) = (stripes(), start(), Device::flex());
+    // 300 records in batches of 70: four whole ones and a short one.
+    let train = |local_epochs, local_steps| {
+        let training = Training { batch: 70, local_epochs, local_steps, ..training(50) };
+        let task = TrainingTask {
+            spec: &spec(),
+            start: &start,
+            dataset: &data,
+            normalise: NORMALISE,
+            training: &training,
+            device: &device,
+            n_threads: comity_burn_models::all_cores(),
+        };
+        let mut n_steps = 0;
+        let trained = train_plain(&task, [1; 32], &mut |_, _| n_steps += 1).unwrap();
+        (trained, n_steps)
+    };
+    let (two_epochs, ten_steps) = (train(Some(2), None), train(None, Some(10)));
+    assert_eq!((two_epochs.1, ten_steps.1), (10, 10));
+    assert_eq!(two_epochs.0, ten_steps.0);
+    for n_steps in [1, 5, 12] {
+        let trained = train(None, Some(n_steps));
+        assert_eq!(trained.1, n_steps);
+        assert_ne!(trained.0, two_epochs.0);
+    }
 }
 
 /// The last weights of a training that still moves differ from their average, and both are good.

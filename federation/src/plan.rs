@@ -3,6 +3,7 @@
 mod aggregation;
 mod clients;
 mod cohort;
+mod training;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use aggregation::{Aggregation, Strategy};
 pub use cohort::{CohortPlan, LatePolicy, NamedClient, Sample, WeightRule};
+pub use training::{Optimizer, Training};
 
 use crate::{ClientId, Layer, Manifest, ModelSpec, PlanDigest, PlanError, UpdateEncoding};
 
@@ -75,63 +77,6 @@ pub struct Normalise {
     pub mean: f64,
     /// Divided by; positive.
     pub std: f64,
-}
-
-/// What a client does in a round.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Training {
-    /// The local step.
-    pub optimizer: Optimizer,
-    /// Batch size; under DP the expected number of privacy units in a Poisson batch.
-    pub batch: u32,
-    /// Passes over the data a round; under DP in expectation.
-    pub local_epochs: u32,
-    /// Examples that the device holds at once; batches are padded to a multiple.
-    pub microbatch: u32,
-    /// Decay of an exponential moving average of the round's weights, which then leaves in place of
-    /// the last ones, in `(0, 1)`; absent: the last ones. It reads only what is private already, so
-    /// it costs nothing (De et al. 2022, section 3.4).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ema_decay: Option<f64>,
-}
-
-/// The local step; its state starts afresh in each round.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Optimizer {
-    /// Stochastic gradient descent.
-    Sgd {
-        /// Positive.
-        learning_rate: f64,
-        /// In `[0, 1)`.
-        #[serde(default)]
-        momentum: f64,
-    },
-    /// Adam (Kingma & Ba 2015).
-    Adam {
-        /// Positive.
-        learning_rate: f64,
-        /// In `[0, 1)`.
-        #[serde(default = "beta1")]
-        beta1: f64,
-        /// In `[0, 1)`.
-        #[serde(default = "beta2")]
-        beta2: f64,
-        /// Positive.
-        #[serde(default = "epsilon")]
-        epsilon: f64,
-    },
-}
-
-fn beta1() -> f64 {
-    0.9
-}
-fn beta2() -> f64 {
-    0.999
-}
-fn epsilon() -> f64 {
-    1e-8
 }
 
 /// What protects the people in the data.  There is no default.
@@ -375,13 +320,11 @@ impl Plan {
         }
     }
 
-    /// Local steps a round of `client`: its declared privacy units come up `local_epochs` times, in
-    /// expectation.
+    /// Local steps a round of `client`: as many as the plan says, or as its declared privacy units take to
+    /// come up `local_epochs` times, in expectation.
     #[must_use]
     pub fn steps_per_round(&self, client: &NamedClient) -> u32 {
-        let steps = (self.units_declared(client) * u64::from(self.training.local_epochs))
-            .div_ceil(u64::from(self.training.batch));
-        u32::try_from(steps.max(1)).unwrap_or(u32::MAX)
+        self.training.n_steps(self.units_declared(client))
     }
 
     /// The privacy plan of `client`, calibrated from the terms and its declared records; `None`
@@ -534,8 +477,6 @@ impl Plan {
 
     /// Checks every key; the calibration of privacy is left to [`privacy_plan`](Self::privacy_plan).
     fn validate(&self) -> Result<(), PlanError> {
-        let fraction = |value: f64| (0.0..1.0).contains(&value);
-
         check(crate::ids::is_name(&self.name), "name", "use 1 to 64 of a-z, 0-9 and '-'")?;
         check(self.purpose.len() <= 2000, "purpose", "use at most 2000 bytes")?;
         check((1..=ROUNDS_MAX).contains(&self.rounds), "rounds", "use 1 to 100000")?;
@@ -566,30 +507,7 @@ impl Plan {
         )?;
 
         let training = &self.training;
-        check((1..=1 << 24).contains(&training.batch), "training.batch", "use 1 to 2^24")?;
-        check(
-            (1..=1000).contains(&training.local_epochs),
-            "training.local_epochs",
-            "use 1 to 1000",
-        )?;
-        check(
-            (1..=1 << 16).contains(&training.microbatch),
-            "training.microbatch",
-            "use 1 to 65536",
-        )?;
-        check(
-            training.ema_decay.is_none_or(|decay| decay > 0.0 && fraction(decay)),
-            "training.ema_decay",
-            "use a number between 0 and 1, or leave it out",
-        )?;
-        let (rate, rest) = match training.optimizer {
-            Optimizer::Sgd { learning_rate, momentum } => (learning_rate, fraction(momentum)),
-            Optimizer::Adam { learning_rate, beta1, beta2, epsilon } => {
-                (learning_rate, fraction(beta1) && fraction(beta2) && positive(epsilon))
-            }
-        };
-        check(positive(rate), "training.optimizer.learning_rate", "use a positive number")?;
-        check(rest, "training.optimizer", "momentum and betas lie in [0, 1), epsilon is positive")?;
+        training.validate()?;
 
         let cohort = &self.cohort;
         cohort.validate()?;
@@ -787,6 +705,10 @@ fixed_point_bits = 22
             ("classes = 3", "classes = 4", "4 classes"),
             ("std = 1.0", "std = 0.0", "data.normalise"),
             ("learning_rate = 0.1", "learning_rate = nan", "learning_rate"),
+            ("local_epochs = 1", "", "training.local_epochs"),
+            ("local_epochs = 1", "local_epochs = 1\nlocal_steps = 1", "not both"),
+            ("local_epochs = 1", "local_epochs = 0", "training.local_epochs"),
+            ("local_epochs = 1", "local_steps = 0", "training.local_steps"),
             ("microbatch = 8", "microbatch = 8\nema_decay = 1.0", "training.ema_decay"),
             ("mode = \"dp_sgd\"", "mode = \"dp-lite\"", "dp-lite"),
             ("epsilon = 8.0", "epsilon = -1.0", "privacy"),
@@ -855,6 +777,18 @@ fixed_point_bits = 22
     fn a_plan_without_the_new_keys_keeps_the_digest_it_had() {
         let digest = sample().digest().to_string();
         assert_eq!(digest, "46369485a66eaa57d0a2a366aa0ac3a9d35fe3abe8296b05d15d54afe3937747");
+    }
+
+    #[test]
+    fn a_plan_can_say_the_number_of_local_steps() {
+        let plan = Plan::from_toml(&SAMPLE.replace("local_epochs = 1", "local_steps = 7")).unwrap();
+        let steps = plan.cohort.clients.iter().map(|client| plan.steps_per_round(client));
+        assert_eq!(steps.collect::<Vec<_>>(), [7, 7, 7]);
+        let request = plan.privacy_request(&plan.cohort.clients[1]).unwrap().unwrap();
+        assert_eq!(request.steps_per_round, 7);
+        assert_eq!(Plan::from_json(&plan.to_json()).unwrap(), plan);
+        let by_epochs = sample();
+        assert_eq!(by_epochs.steps_per_round(&by_epochs.cohort.clients[0]), 100);
     }
 
     #[test]

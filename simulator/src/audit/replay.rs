@@ -169,7 +169,8 @@ impl Audit {
         let named = NamedClient { id: client.clone(), records: N_RECORDS as u64, persons: None };
         plan.cohort.clients = vec![named.clone()];
         plan.training.batch = BATCH;
-        plan.training.local_epochs = LOCAL_EPOCHS;
+        plan.training.local_epochs = Some(LOCAL_EPOCHS);
+        plan.training.local_steps = None;
         plan.training.microbatch = plan.training.microbatch.clamp(1, MICROBATCH_MAX);
         let privacy = plan.privacy_plan(&named)?.expect("the plan has differential privacy");
         let contract = Contract {

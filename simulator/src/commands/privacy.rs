@@ -234,7 +234,7 @@ fn number(epsilon: f64) -> String {
 fn plan_costs(plan: &Plan) -> anyhow::Result<Vec<ClientCost>> {
     let mut costs = Vec::with_capacity(plan.cohort.clients.len());
     let plans = plan.privacy_plans().map_err(|error| {
-        let hint = "raise privacy.epsilon, or lower rounds, local_epochs or the metrics' rho";
+        let hint = "raise privacy.epsilon, or lower rounds, local_epochs or local_steps, or the metrics' rho";
         Hint::attach(error.into(), hint)
     })?;
     for (named, privacy) in plan.cohort.clients.iter().zip(plans) {
