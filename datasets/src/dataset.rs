@@ -117,6 +117,18 @@ impl Dataset {
         }
     }
 
+    /// The same features with other labels, `[n]`.
+    pub(crate) fn with_labels(&self, labels: Vec<u32>) -> Result<Self, DataError> {
+        if labels.iter().any(|label| *label as usize >= self.n_classes) {
+            return Err(DataError::Contract { reason: "a label is not below n_classes" });
+        }
+        Ok(Self { labels, derived: Derived::default(), ..self.clone() })
+    }
+
+    pub(crate) fn features(&self) -> &Features {
+        &self.features
+    }
+
     /// Number of examples: private, not for a log.
     #[must_use]
     pub fn len(&self) -> usize {

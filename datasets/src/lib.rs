@@ -9,6 +9,7 @@
 //! statistics of the data: normalisation constants come from the plan, because a mean computed
 //! from private rows would be a release.
 
+mod altered;
 mod contract;
 mod csv_file;
 mod dataset;

@@ -53,6 +53,12 @@ pub enum SimulationError {
     /// A round of an audit failed.
     #[error(transparent)]
     Round(#[from] RoundError),
+    /// A file of the simulation's own could not be written or read.
+    #[error("a working file of the simulation: {0}")]
+    Io(#[from] std::io::Error),
+    /// It was told to stop.
+    #[error("the simulation was interrupted")]
+    Interrupted,
     /// An audit cannot be made so.
     #[error("no audit is made: {reason}")]
     Audit {

@@ -15,10 +15,10 @@
 //! what it should be, what a released model tells of single records.
 //!
 //! Seeded noise lives here and nowhere else, because it is reproducible and therefore *not*
-//! private: see [`SeededNoise`].  Deliberately not here: sockets, files of a running federation,
-//! faults and stragglers.
+//! private: see [`SeededNoise`].  Deliberately not here: sockets, and files of a running federation.
 
 pub mod audit;
+mod conduct;
 mod engine;
 mod error;
 mod institutions;
@@ -26,6 +26,9 @@ mod noise;
 mod observations;
 mod world;
 
+pub use conduct::{
+    Attack, Attackers, Compute, Conduct, Crashes, Dropouts, Links, Stragglers, Trigger,
+};
 pub use engine::{Simulation, SimulationResult};
 pub use error::SimulationError;
 pub use noise::{NoiseMode, SeededNoise, seeded_randomness};

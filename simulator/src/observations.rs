@@ -40,6 +40,10 @@ pub struct RoundScore {
     pub accuracy: f64,
     /// Mean cross-entropy on the public test set, in nats.
     pub loss: f64,
+    /// Share of the test examples of other classes that the model takes for the attackers' one where they
+    /// show the attackers' trigger; `None` where nobody teaches it one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backdoor: Option<f64>,
     /// Digest of the model.
     pub model: ModelDigest,
     /// Wall-clock time of the round with its scoring.

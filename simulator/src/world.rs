@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use data::{ClientRows, FederationData};
 pub use division::divide;
 
-use crate::SimulationError;
+use crate::{Conduct, SimulationError};
 
 /// A world file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +28,9 @@ pub struct World {
     pub data: WorldData,
     /// How the training data lie over the clients.
     pub partition: Partition,
+    /// How the clients behave: what their links carry, who is slow, away, or works against the others.
+    #[serde(default)]
+    pub conduct: Conduct,
 }
 
 /// The data of a world.

@@ -85,7 +85,9 @@ fn cpu() -> Device {
 }
 
 fn run(plan: &Plan, seed: u64, noise: NoiseMode) -> SimulationResult {
-    let simulation = Simulation { plan, data: &data(plan), seed, noise, device: &cpu() };
+    let device = cpu();
+    let data = data(plan);
+    let simulation = Simulation { seed, noise, ..Simulation::new(plan, &data, &device) };
     simulation.run(&mut |_| {}).unwrap()
 }
 
@@ -145,8 +147,9 @@ fn epsilon_is_the_ledgers_grows_and_stays_within_the_plan() {
 fn every_step_and_round_is_reported() {
     let plan = plan(DP);
     let data = data(&plan);
+    let device = cpu();
     let simulation =
-        Simulation { plan: &plan, data: &data, seed: 1, noise: NoiseMode::Seeded, device: &cpu() };
+        Simulation { seed: 1, noise: NoiseMode::Seeded, ..Simulation::new(&plan, &data, &device) };
     let (mut n_steps_seen, mut rounds) = (0, Vec::new());
     let result = simulation
         .run(&mut |progress| match progress {
@@ -170,8 +173,9 @@ fn one_record_of_missing_values_and_none_at_all_do_not_show() {
     let reals = Contract { scale: Scale::Real, ..contract(&plan) };
     data.set_shard(0, Dataset::from_reals(&reals, vec![f32::NAN; 4], vec![1]).unwrap());
     data.set_shard(1, examples(&plan, 0));
+    let device = cpu();
     let simulation =
-        Simulation { plan: &plan, data: &data, seed: 1, noise: NoiseMode::Seeded, device: &cpu() };
+        Simulation { seed: 1, noise: NoiseMode::Seeded, ..Simulation::new(&plan, &data, &device) };
     let mut steps = BTreeMap::<_, u32>::new();
     let result = simulation
         .run(&mut |progress| {
@@ -286,8 +290,9 @@ fn persons_are_protected_where_the_plan_says_so() {
         let rows = data.shard(client).rows_by_person().unwrap();
         assert!(rows.len() == 50 && rows.iter().all(|rows| rows.len() == 6), "{client}");
     }
+    let device = cpu();
     let simulation =
-        Simulation { plan: &plan, data: &data, seed: 1, noise: NoiseMode::Seeded, device: &cpu() };
+        Simulation { seed: 1, noise: NoiseMode::Seeded, ..Simulation::new(&plan, &data, &device) };
     let result = simulation.run(&mut |_| {}).unwrap();
     assert_eq!(result.report.status, RunStatus::Finished);
     assert!(result.rounds.last().unwrap().accuracy > 0.6, "{:?}", result.rounds.last());
@@ -300,8 +305,9 @@ fn persons_are_protected_where_the_plan_says_so() {
 
     // Without ids nobody takes part, and everybody says why.
     let data = divided(&plan, examples(&plan, 900));
+    let device = cpu();
     let simulation =
-        Simulation { plan: &plan, data: &data, seed: 1, noise: NoiseMode::Seeded, device: &cpu() };
+        Simulation { seed: 1, noise: NoiseMode::Seeded, ..Simulation::new(&plan, &data, &device) };
     let report = simulation.run(&mut |_| {}).unwrap().report;
     assert_eq!(report.status, RunStatus::Aborted);
     assert!(format!("{report:?}").contains("the column of their ids as `person`"), "{report:?}");
@@ -314,8 +320,12 @@ fn a_client_that_cannot_train_is_missing_with_its_reason() {
     let mut data = data(&plan);
     data.set_shard(1, examples(&plan, 0));
     let result = |plan: &Plan| {
-        let simulation =
-            Simulation { plan, data: &data, seed: 1, noise: NoiseMode::Seeded, device: &cpu() };
+        let device = cpu();
+        let simulation = Simulation {
+            seed: 1,
+            noise: NoiseMode::Seeded,
+            ..Simulation::new(plan, &data, &device)
+        };
         simulation.run(&mut |_| {}).unwrap().report
     };
     let report = result(&plan);
@@ -334,8 +344,9 @@ fn data_of_another_plan_are_refused() {
     let plan = plan(DP);
     let shards = plan.cohort.clients[..2].iter().map(|c| (c.id.clone(), examples(&plan, 9)));
     let data = FederationData::of_shards(shards.collect(), examples(&plan, 9));
+    let device = cpu();
     let simulation =
-        Simulation { plan: &plan, data: &data, seed: 1, noise: NoiseMode::Seeded, device: &cpu() };
+        Simulation { seed: 1, noise: NoiseMode::Seeded, ..Simulation::new(&plan, &data, &device) };
     let error = simulation.run(&mut |_| {}).unwrap_err();
     assert!(matches!(error, SimulationError::Shards { in_plan: 3, in_data: 2 }), "{error}");
 }

@@ -64,7 +64,8 @@ fn data(plan: &Plan) -> FederationData {
 
 fn run(plan: &Plan, noise: NoiseMode) -> SimulationResult {
     let device = DeviceChoice::Cpu.open().unwrap();
-    let simulation = Simulation { plan, data: &data(plan), seed: 1, noise, device: &device };
+    let data = data(plan);
+    let simulation = Simulation { seed: 1, noise, ..Simulation::new(plan, &data, &device) };
     simulation.run(&mut |_| {}).unwrap()
 }
 

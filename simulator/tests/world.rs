@@ -7,7 +7,7 @@ use std::path::Path;
 use comity_burn_models::DeviceChoice;
 use comity_datasets::{Contract, Dataset, Normalise, Scale};
 use comity_federation::Plan;
-use comity_simulator::{ClientRows, FederationData, NoiseMode, Simulation, SimulationError, World};
+use comity_simulator::{ClientRows, FederationData, Simulation, SimulationError, World};
 
 const PLAN: &str = r#"
 name = "small"
@@ -123,13 +123,7 @@ fn clients_declare_what_they_train_on_where_the_world_says_so() {
     let declared = World::from_toml(WORLD).unwrap().resolve(&plan, &data).unwrap();
     assert_eq!(declared.digest(), plan.digest());
     let device = DeviceChoice::Cpu.open().unwrap();
-    let simulation = Simulation {
-        plan: &resolved,
-        data: &data,
-        seed: 1,
-        noise: NoiseMode::Seeded,
-        device: &device,
-    };
+    let simulation = Simulation::new(&resolved, &data, &device);
     let report = simulation.run(&mut |_| {}).unwrap().report;
     assert_eq!(report.plan, resolved.digest());
     assert!(report.history[0].contributions.iter().all(|c| c.weight == 20), "{report:?}");

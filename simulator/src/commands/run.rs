@@ -99,8 +99,12 @@ impl Run {
         let data = world.load(&plan, &base_dir)?;
         let plan = world.resolve(&plan, &data)?;
         let noise = if self.exact_noise { NoiseMode::Exact } else { NoiseMode::Seeded };
-        let simulation =
-            Simulation { plan: &plan, data: &data, seed: world.seed, noise, device: &device };
+        let simulation = Simulation {
+            seed: world.seed,
+            noise,
+            conduct: world.conduct.clone(),
+            ..Simulation::new(&plan, &data, &device)
+        };
         let mut display = Display::new(&plan);
         let result = simulation.run(&mut |progress| display.show(&progress));
         display.close();
