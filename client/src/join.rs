@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use comity_certs::Invitation;
-use comity_datasets::{Column, Source};
+use comity_datasets::{Column, Source, Table};
 use comity_federation::{Approval, PinnedOperator};
 use serde::Serialize;
 
@@ -64,8 +64,7 @@ impl NewData {
                     Ok(index) => Column::Index(index),
                     Err(_) => Column::Name(label.clone()),
                 };
-                let (person, header, missing) = (None, true, None);
-                Source::Csv { path: whole(path)?, label, person, header, missing }
+                Source::Csv(Table::new(whole(path)?, label, true))
             }
             Self::Unsaid => {
                 Source::Idx { images: "data/images.idx".into(), labels: "data/labels.idx".into() }
@@ -163,7 +162,8 @@ mod tests {
             let config: Config = toml::from_str(&text.unwrap()).unwrap();
             assert_eq!(config.enrolment, Some(invitation.url.clone()));
             assert_eq!((config.data.records, config.data.persons), (100, Some(10)));
-            let (Source::Idx { images: path, .. } | Source::Csv { path, .. }) = config.data.source;
+            let (Source::Idx { images: path, .. } | Source::Csv(Table { path, .. })) =
+                config.data.source;
             assert_eq!(path, expected);
         }
         let policy = policy(&invitation, &node(NewData::Unsaid));

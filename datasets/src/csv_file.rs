@@ -1,27 +1,16 @@
-//! CSV tables: one example a row, one column the label, perhaps one the person's id, all others
-//! features.
+//! Reads a [`Table`]: one example a row.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use csv::{ByteRecord, ReaderBuilder, Trim};
-use serde::{Deserialize, Serialize};
 
 use crate::source::{Input, failed_read};
-use crate::{Contract, DataError, Dataset, Scale};
+use crate::table::Role;
+use crate::{Categories, Column, Contract, DataError, Dataset, Groups, Scale, Table};
 
 /// Most bytes of one table when unpacked: 16 GiB.
 const FILE_BYTES_MAX: u64 = 1 << 34;
-
-/// A column of a table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Column {
-    /// Position, from 0.
-    Index(usize),
-    /// Name in the header row.
-    Name(String),
-}
 
 /// Features as they are collected, in the plan's scale.
 enum Cells {
@@ -29,33 +18,18 @@ enum Cells {
     Reals(Vec<f32>),
 }
 
-/// The columns that are not features.
-#[derive(Clone, Copy)]
-pub(crate) struct Columns<'a> {
-    /// The class.
-    pub(crate) label: &'a Column,
-    /// Whose row it is.
-    pub(crate) person: Option<&'a Column>,
-}
-
-/// Where those columns are.
-#[derive(Clone, Copy)]
-struct Positions {
-    label: usize,
-    person: Option<usize>,
-}
-
+/// Reads `table` from `path`; with `group`, that column is no feature and says which rows belong
+/// together.
 pub(crate) fn read(
     path: &Path,
-    columns: Columns<'_>,
-    header: bool,
-    missing: Option<&str>,
+    table: &Table,
+    group: Option<&Column>,
     contract: &Contract,
-) -> Result<Dataset, DataError> {
+) -> Result<(Dataset, Option<Groups>), DataError> {
     let n_features = contract.n_features()?;
     let (input, gzip) = Input::open(path)?.into_reader(FILE_BYTES_MAX);
     let mut reader = ReaderBuilder::new()
-        .has_headers(header)
+        .has_headers(table.header)
         .flexible(true) // so that a ragged row gets our own error
         .trim(Trim::All)
         .from_reader(input);
@@ -65,129 +39,180 @@ pub(crate) fn read(
         _ => DataError::Scale { path: path.to_owned(), reason: "not a CSV file; export it again" },
     };
 
-    let mut n_columns = None;
-    let mut positions = None;
-    if header {
+    let mut roles = None;
+    if table.header {
         let names = reader.byte_headers().map_err(failed)?.clone();
         if names.is_empty() {
             return Err(DataError::Empty { path: path.to_owned() });
         }
-        n_columns = Some(names.len());
-        positions = Some(columns.find(path, Some(&names), names.len(), n_features)?);
+        roles = Some(table.layout(path, group, Some(&names), names.len(), n_features)?);
     }
 
-    let mut cells = match contract.scale {
-        Scale::Bytes => Cells::Bytes(Vec::new()),
-        Scale::Real => Cells::Reals(Vec::new()),
-    };
-    let mut labels = Vec::new();
-    let mut persons = Vec::new();
-    let mut numbers = HashMap::<Box<[u8]>, u32>::new();
+    let mut rows = Rows::new(contract);
     let mut record = ByteRecord::new();
+    let mut n_left_out = 0;
     while reader.read_byte_record(&mut record).map_err(failed)? {
         let line = record.position().map_or(0, csv::Position::line);
-        let expected = *n_columns.get_or_insert(record.len());
-        if record.len() != expected {
+        let roles: &[Role] = match &roles {
+            Some(roles) => roles,
+            None => roles.insert(table.layout(path, group, None, record.len(), n_features)?),
+        };
+        if record.len() != roles.len() {
             return Err(DataError::Ragged {
                 path: path.to_owned(),
                 line,
                 found: record.len(),
-                expected,
+                expected: roles.len(),
             });
         }
-        let Positions { label, person } = match positions {
-            Some(positions) => positions,
-            None => *positions.insert(columns.find(path, None, expected, n_features)?),
-        };
-        for (column, cell) in record.iter().enumerate() {
-            if Some(column) == person {
-                if cell.is_empty() || is_missing(cell, missing) {
-                    let reason = "a row without its person's id; fill it in, or leave the row out";
-                    return Err(DataError::Cell { path: path.to_owned(), line, column, reason });
-                }
-                let next = u32::try_from(numbers.len()).expect("a file of 16 GiB has fewer rows");
-                persons.push(*numbers.entry(cell.into()).or_insert(next));
-            } else if column == label {
-                let label = std::str::from_utf8(cell).ok().and_then(|text| text.parse().ok());
-                labels.push(
-                    label.filter(|l: &u32| (*l as usize) < contract.n_classes).ok_or_else(
-                        || DataError::Label {
-                            path: path.to_owned(),
-                            row: line,
-                            n_classes: contract.n_classes,
-                        },
-                    )?,
-                );
-            } else {
-                cells.push(cell, missing).map_err(|reason| DataError::Cell {
+        let mut cells = record.iter().zip(roles);
+        if table.leave_out_missing
+            && cells.any(|(cell, role)| *role != Role::Dropped && table.is_missing(cell))
+        {
+            n_left_out += 1;
+            continue;
+        }
+        for (column, (cell, role)) in record.iter().zip(roles).enumerate() {
+            rows.push(table, *role, cell).map_err(|refusal| match refusal {
+                Refusal::Label => DataError::Label {
                     path: path.to_owned(),
-                    line,
-                    column,
-                    reason,
-                })?;
-            }
+                    row: line,
+                    n_classes: contract.n_classes,
+                },
+                Refusal::Cell(reason) => {
+                    DataError::Cell { path: path.to_owned(), line, column, reason }
+                }
+            })?;
         }
     }
     if reader.position().byte() >= FILE_BYTES_MAX {
         return Err(DataError::TooLarge { path: path.to_owned(), bytes_max: FILE_BYTES_MAX });
     }
-    if labels.is_empty() {
-        return Err(DataError::Empty { path: path.to_owned() });
+    match (rows.labels.is_empty(), n_left_out) {
+        (true, 0) => Err(DataError::Empty { path: path.to_owned() }),
+        (true, _) => Err(DataError::Options {
+            path: path.to_owned(),
+            reason: "every row has a missing value, so leave_out_missing leaves none; drop the \
+                     columns that are seldom filled in",
+        }),
+        (false, _) => rows.finish(table, group.is_some(), contract),
     }
-    let dataset = match cells {
-        Cells::Bytes(bytes) => Dataset::from_bytes(contract, bytes, labels),
-        Cells::Reals(reals) => Dataset::from_reals(contract, reals, labels),
-    }?;
-    if columns.person.is_some() { dataset.with_persons(persons) } else { Ok(dataset) }
 }
 
-fn is_missing(cell: &[u8], missing: Option<&str>) -> bool {
-    missing.is_some_and(|text| text.trim().as_bytes() == cell)
+/// Why a cell is not taken.
+enum Refusal {
+    Label,
+    Cell(&'static str),
 }
 
-impl Columns<'_> {
-    /// Where the columns are; also checks the number of the others.
-    fn find(
+/// The rows read so far.
+struct Rows {
+    n_classes: usize,
+    cells: Cells,
+    labels: Vec<u32>,
+    persons: Numbers,
+    groups: Numbers,
+}
+
+/// Texts, numbered in the order of their first rows.
+#[derive(Default)]
+struct Numbers {
+    known: HashMap<Box<[u8]>, u32>,
+    of_row: Vec<u32>,
+}
+
+impl Numbers {
+    fn push(&mut self, cell: &[u8]) {
+        let next = u32::try_from(self.known.len()).expect("a file of 16 GiB has fewer rows");
+        self.of_row.push(*self.known.entry(cell.into()).or_insert(next));
+    }
+
+    fn into_groups(self) -> Groups {
+        let mut names = vec![String::new(); self.known.len()];
+        for (name, number) in self.known {
+            names[number as usize] = String::from_utf8_lossy(&name).into_owned();
+        }
+        Groups::new(names, self.of_row).sorted()
+    }
+}
+
+impl Rows {
+    fn new(contract: &Contract) -> Self {
+        Self {
+            n_classes: contract.n_classes,
+            cells: match contract.scale {
+                Scale::Bytes => Cells::Bytes(Vec::new()),
+                Scale::Real => Cells::Reals(Vec::new()),
+            },
+            labels: Vec::new(),
+            persons: Numbers::default(),
+            groups: Numbers::default(),
+        }
+    }
+
+    fn push(&mut self, table: &Table, role: Role, cell: &[u8]) -> Result<(), Refusal> {
+        let is_missing = table.is_missing(cell);
+        match role {
+            Role::Dropped => Ok(()),
+            Role::Label => {
+                let label = label(table, cell).filter(|l| (*l as usize) < self.n_classes);
+                self.labels.push(label.ok_or(Refusal::Label)?);
+                Ok(())
+            }
+            Role::Person if cell.is_empty() || is_missing => Err(Refusal::Cell(
+                "a row without its person's id; fill it in, or leave the row out",
+            )),
+            Role::Group if cell.is_empty() || is_missing => Err(Refusal::Cell(
+                "a row that does not say which client it is of; fill it in, or leave the row out",
+            )),
+            Role::Person => {
+                self.persons.push(cell);
+                Ok(())
+            }
+            Role::Group => {
+                self.groups.push(cell);
+                Ok(())
+            }
+            Role::Feature => self.cells.push(cell, is_missing).map_err(Refusal::Cell),
+            Role::Categories(index) => {
+                self.cells.push_one_hot(&table.categories[index], cell, is_missing)
+            }
+        }
+    }
+
+    fn finish(
         self,
-        path: &Path,
-        names: Option<&ByteRecord>,
-        n_columns: usize,
-        n_features: usize,
-    ) -> Result<Positions, DataError> {
-        let find = |role, column: &Column| {
-            let (index, asked) = match column {
-                Column::Index(index) => {
-                    (Some(*index).filter(|index| *index < n_columns), index.to_string())
-                }
-                Column::Name(name) => (
-                    names.and_then(|names| names.iter().position(|n| n == name.as_bytes())),
-                    format!("{name:?}"),
-                ),
-            };
-            index.ok_or_else(|| DataError::NoColumn {
-                path: path.to_owned(),
-                role,
-                column: asked,
-                n_columns,
-            })
+        table: &Table,
+        grouped: bool,
+        contract: &Contract,
+    ) -> Result<(Dataset, Option<Groups>), DataError> {
+        let dataset = match self.cells {
+            Cells::Bytes(bytes) => Dataset::from_bytes(contract, bytes, self.labels),
+            Cells::Reals(reals) => Dataset::from_reals(contract, reals, self.labels),
+        }?;
+        let dataset = match table.person {
+            Some(_) => dataset.with_persons(self.persons.of_row)?,
+            None => dataset,
         };
-        let label = find("label", self.label)?;
-        let person = self.person.map(|column| find("person", column)).transpose()?;
-        if person == Some(label) {
-            return Err(DataError::OneColumnTwice { path: path.to_owned() });
+        Ok((dataset, grouped.then(|| self.groups.into_groups())))
+    }
+}
+
+/// The class in `cell`, if it is one.
+fn label(table: &Table, cell: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(cell).ok()?;
+    match table.label_above {
+        None => text.parse().ok(),
+        Some(above) => {
+            let value: f64 = text.parse().ok()?;
+            value.is_finite().then(|| u32::from(value > above))
         }
-        let found = n_columns - 1 - usize::from(person.is_some());
-        if found != n_features {
-            return Err(DataError::Columns { path: path.to_owned(), found, expected: n_features });
-        }
-        Ok(Positions { label, person })
     }
 }
 
 impl Cells {
     /// Parses one cell, or says why it cannot; never repeats the cell.
-    fn push(&mut self, cell: &[u8], missing: Option<&str>) -> Result<(), &'static str> {
-        let is_missing = is_missing(cell, missing);
+    fn push(&mut self, cell: &[u8], is_missing: bool) -> Result<(), &'static str> {
         if !is_missing && cell.is_empty() {
             return Err("the cell is empty; fill it in, or set `missing = \"\"`");
         }
@@ -212,11 +237,43 @@ impl Cells {
                     Ok(())
                 }
                 Ok(_) => Err("not a finite number; set `missing` to the text of missing values"),
-                Err(_) => {
-                    Err("not a number; use a point for decimals, encode categories as numbers, \
-                     or set `missing` to the text of missing values")
-                }
+                Err(_) => Err("not a number; use a point for decimals, name the column under \
+                     `categories` or `drop`, or set `missing` to the text of missing values"),
             },
+        }
+    }
+
+    /// One feature for each category, 1 for that of the cell; all missing where the cell is.
+    fn push_one_hot(
+        &mut self,
+        categories: &Categories,
+        cell: &[u8],
+        is_missing: bool,
+    ) -> Result<(), Refusal> {
+        let found = match is_missing {
+            true => None,
+            false => Some(
+                std::str::from_utf8(cell).ok().and_then(|text| categories.find(text)).ok_or(
+                    Refusal::Cell(
+                        "not one of the categories; list every value of the column under `categories`",
+                    ),
+                )?,
+            ),
+        };
+        let values = usize::from(categories.drop_first)..categories.values.len();
+        match (self, found) {
+            (Self::Bytes(_), None) => Err(Refusal::Cell(
+                "a missing value among bytes; fill it in, or ask for scale = \"real\"",
+            )),
+            (Self::Bytes(bytes), Some(found)) => {
+                bytes.extend(values.map(|value| if value == found { u8::MAX } else { 0 }));
+                Ok(())
+            }
+            (Self::Reals(reals), found) => {
+                let one_hot = |value| found.map_or(f32::NAN, |found| f32::from(value == found));
+                reals.extend(values.map(one_hot));
+                Ok(())
+            }
         }
     }
 }

@@ -289,6 +289,80 @@ impl Dataset {
         }
     }
 
+    /// The rows of all `parts` after one another; persons of different parts are different persons.
+    ///
+    /// # Errors
+    /// [`DataError::Contract`] if there are no parts, they are not of one shape and one kind of features,
+    /// or only some tell persons apart.
+    pub fn concat(parts: Vec<Self>) -> Result<Self, DataError> {
+        let mut parts = parts.into_iter();
+        let mut all = parts.next().ok_or(DataError::Contract { reason: "no sources" })?;
+        for part in parts {
+            if (&part.shape, part.n_classes) != (&all.shape, all.n_classes) {
+                return Err(DataError::Contract { reason: "sources of different shapes" });
+            }
+            match (&mut all.features, part.features) {
+                (Features::Bytes(all), Features::Bytes(part)) => all.extend(part),
+                (Features::Halves(all), Features::Halves(part)) => all.extend(part),
+                (Features::Reals(all), Features::Reals(part)) => all.extend(part),
+                _ => {
+                    let reason = "sources of different kinds, some of bytes and some of numbers";
+                    return Err(DataError::Contract { reason });
+                }
+            }
+            match (&mut all.persons, part.persons) {
+                (Some(all), Some(part)) => {
+                    let n_before = all.iter().max().map_or(0, |last| last + 1);
+                    all.extend(part.into_iter().map(|person| n_before + person));
+                }
+                (None, None) => {}
+                _ => {
+                    let reason =
+                        "only some of the sources say whose row each is; name `person` in all";
+                    return Err(DataError::Contract { reason });
+                }
+            }
+            all.labels.extend(part.labels);
+            all.derived = Derived::default();
+        }
+        Ok(all)
+    }
+
+    /// Standardises every feature of the rows in `apply` by its mean and standard deviation (with
+    /// `n - 1`) over the rows in `fit`; missing values stay missing, and a feature that does not vary
+    /// over `fit` only loses its mean. Sums run in the order of `fit`, in `f64`.
+    ///
+    /// What comes of a row then depends on other rows: see who promises what before it is used under
+    /// differential privacy.
+    ///
+    /// # Errors
+    /// [`DataError::Contract`] if the features are bytes.
+    ///
+    /// # Panics
+    /// If an index is not below [`len`](Self::len).
+    pub fn standardise(&mut self, fit: &[usize], apply: &[&[usize]]) -> Result<(), DataError> {
+        let n_features = self.n_features;
+        let Features::Reals(reals) = &mut self.features else {
+            let reason =
+                "features of bytes are standardised by the plan's constants, not by their own";
+            return Err(DataError::Contract { reason });
+        };
+        for feature in 0..n_features {
+            let at = |row: usize| row * n_features + feature;
+            let known = || fit.iter().map(|row| f64::from(reals[at(*row)])).filter(|x| !x.is_nan());
+            let n = known().count() as f64;
+            let mean = known().sum::<f64>() / n.max(1.0);
+            let squares = known().map(|x| (x - mean) * (x - mean)).sum::<f64>();
+            let std = (squares / (n - 1.0).max(1.0)).sqrt();
+            let std = if std > 0.0 { std } else { 1.0 };
+            for row in apply.iter().copied().flatten() {
+                reals[at(*row)] = ((f64::from(reals[at(*row)]) - mean) / std) as f32;
+            }
+        }
+        self.derived = Derived::default();
+        Ok(())
+    }
+
     /// The features as bytes, `[n, shape…]`, if they are stored so.
     pub(crate) fn bytes(&self) -> Option<&[u8]> {
         match &self.features {
@@ -374,6 +448,38 @@ mod tests {
         let no_ids = Dataset::from_bytes(&contract(Scale::Bytes), vec![1, 2], vec![0]).unwrap();
         assert!(no_ids.rows_by_person().is_none() && no_ids.capped_by_person(1).is_none());
         assert!(no_ids.with_persons(vec![]).is_err());
+    }
+
+    #[test]
+    fn data_sets_are_put_together_if_they_are_of_one_kind() {
+        let bytes = |n: u8| {
+            let features = (0..2 * n).collect();
+            Dataset::from_bytes(&contract(Scale::Bytes), features, vec![0; n.into()]).unwrap()
+        };
+        let reals = Dataset::from_reals(&contract(Scale::Real), vec![0.5; 2], vec![1]).unwrap();
+        let all = Dataset::concat(vec![bytes(1), bytes(2)]).unwrap();
+        assert_eq!((all.bytes().unwrap(), all.len()), (&[0, 1, 0, 1, 2, 3][..], 3));
+        assert!(Dataset::concat(vec![]).is_err());
+        assert!(Dataset::concat(vec![bytes(1), reals]).is_err());
+        let persons = |data: Dataset| data.with_persons(vec![5, 5]).unwrap();
+        let two = Dataset::concat(vec![persons(bytes(2)), persons(bytes(2))]).unwrap();
+        assert_eq!(two.rows_by_person().unwrap(), [[0, 1], [2, 3]]);
+        let error = Dataset::concat(vec![persons(bytes(2)), bytes(2)]).unwrap_err();
+        assert!(error.to_string().contains("name `person` in all"), "{error}");
+    }
+
+    #[test]
+    fn features_are_standardised_by_the_rows_that_are_said() {
+        // The second feature does not vary over the first three rows.
+        let features = vec![1.0, 4.0, 2.0, 4.0, f32::NAN, 4.0, 6.0, 5.0];
+        let mut data = Dataset::from_reals(&contract(Scale::Real), features, vec![0; 4]).unwrap();
+        let std = 0.5f64.sqrt();
+        data.standardise(&[0, 1, 2], &[&[0, 2], &[3]]).unwrap();
+        let all = data.batch(&[0, 1, 2, 3], Normalise::IDENTITY).features;
+        let expected = [-0.5 / std, 0.0, 2.0, 4.0, 0.0, 0.0, 4.5 / std, 1.0];
+        assert!(all.iter().zip(expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6), "{all:?}");
+        let mut bytes = Dataset::from_bytes(&contract(Scale::Bytes), vec![1, 2], vec![0]).unwrap();
+        assert!(bytes.standardise(&[0], &[]).is_err());
     }
 
     #[test]

@@ -102,12 +102,12 @@ pub enum DataError {
         /// Number of classes in the plan.
         n_classes: usize,
     },
-    /// No such column of labels or persons.
+    /// No such column.
     #[error("{}: no {role} column {column}; the file has {n_columns} columns; set `{role}` to a name in the header or an index from 0", path.display())]
     NoColumn {
         /// The file.
         path: PathBuf,
-        /// `label` or `person`.
+        /// The key that names it, such as `label`.
         role: &'static str,
         /// What the configuration asked for.
         column: String,
@@ -127,7 +127,7 @@ pub enum DataError {
         expected: usize,
     },
     /// Another number of feature columns than the plan's shape holds.
-    #[error("{}: {found} columns besides the label and the persons' ids, the plan's shape needs {expected}; remove or add columns", path.display())]
+    #[error("{}: {found} columns besides the label and the persons' ids, the plan's shape needs {expected}; name what is no feature under `drop`, or add columns", path.display())]
     Columns {
         /// The file.
         path: PathBuf,
@@ -148,11 +148,23 @@ pub enum DataError {
         /// What does not fit, and what to do.
         reason: &'static str,
     },
-    /// The label and the persons' ids in one column.
-    #[error("{}: `label` and `person` name the same column; name the one with the persons' ids", path.display())]
+    /// One column for two things.
+    #[error("{}: `{first}` and `{second}` name the same column; name each column once", path.display())]
     OneColumnTwice {
         /// The file.
         path: PathBuf,
+        /// The key that names it.
+        first: &'static str,
+        /// The other key that does.
+        second: &'static str,
+    },
+    /// Settings of a table that do not go together, or leave nothing.
+    #[error("{}: {reason}", path.display())]
+    Options {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit, and what to do.
+        reason: &'static str,
     },
     /// A plan whose contract no data can meet.
     #[error(

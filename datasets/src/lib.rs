@@ -19,12 +19,13 @@ mod held_out;
 mod idx;
 mod partition;
 mod source;
+mod table;
 
 pub use contract::{Contract, Normalise, Scale};
-pub use csv_file::Column;
 pub use dataset::{Batch, Dataset};
 pub use error::DataError;
 pub use held_out::HeldOut;
 pub use idx::write_idx;
-pub use partition::{Partition, PartitionError};
+pub use partition::{Groups, Partition, PartitionError, Sizes};
 pub use source::Source;
+pub use table::{Categories, Column, Table};

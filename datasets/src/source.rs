@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use flate2::read::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 
-use crate::{Column, Contract, DataError, Dataset, Scale, csv_file, idx};
+use crate::{Column, Contract, DataError, Dataset, Groups, Scale, Table, csv_file, idx};
 
 /// First two bytes of a gzip file.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// Files that hold a client's examples. Relative paths start at the configuration's folder.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Source {
     /// A pair of IDX files (the format of MNIST), plain or gzip.
@@ -23,22 +23,8 @@ pub enum Source {
         /// Unsigned bytes, `[n]`.
         labels: PathBuf,
     },
-    /// One table with a comma between cells, plain or gzip; every column but the label and the
-    /// persons' ids is a feature, in the order of the file.
-    Csv {
-        /// The table.
-        path: PathBuf,
-        /// Which column is the label.
-        label: Column,
-        /// Which column tells whose row it is, in any text; absent: the table does not tell.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        person: Option<Column>,
-        /// Whether the first row holds names.
-        header: bool,
-        /// Text of a missing value, such as `"NA"` or `""`; absent: a missing value is an error.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        missing: Option<String>,
-    },
+    /// One table with a comma between cells.
+    Csv(Table),
 }
 
 impl Source {
@@ -47,7 +33,7 @@ impl Source {
     pub fn usual_scale(&self) -> Scale {
         match self {
             Self::Idx { .. } => Scale::Bytes,
-            Self::Csv { .. } => Scale::Real,
+            Self::Csv(_) => Scale::Real,
         }
     }
 
@@ -60,9 +46,32 @@ impl Source {
             Self::Idx { images, labels } => {
                 idx::read(&base_dir.join(images), &base_dir.join(labels), contract)
             }
-            Self::Csv { path, label, person, header, missing } => {
-                let columns = csv_file::Columns { label, person: person.as_ref() };
-                csv_file::read(&base_dir.join(path), columns, *header, missing.as_deref(), contract)
+            Self::Csv(table) => {
+                csv_file::read(&base_dir.join(&table.path), table, None, contract).map(|(d, _)| d)
+            }
+        }
+    }
+
+    /// As [`load`](Self::load); `column` is no feature, but says which rows belong together.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and [`DataError::Scale`] if the files have no columns.
+    pub fn load_grouped(
+        &self,
+        base_dir: &Path,
+        contract: &Contract,
+        column: &Column,
+    ) -> Result<(Dataset, Groups), DataError> {
+        match self {
+            Self::Idx { images, .. } => Err(DataError::Scale {
+                path: base_dir.join(images),
+                reason: "IDX files have no columns to split by; use a csv table, or another kind of \
+                         partition",
+            }),
+            Self::Csv(table) => {
+                let path = base_dir.join(&table.path);
+                let (data, groups) = csv_file::read(&path, table, Some(column), contract)?;
+                Ok((data, groups.expect("they were asked for")))
             }
         }
     }
@@ -133,14 +142,10 @@ mod tests {
         let source: Source =
             toml::from_str("kind = \"csv\"\npath = \"a.csv\"\nlabel = \"class\"\nheader = true\n")
                 .unwrap();
-        let expected = Source::Csv {
-            path: "a.csv".into(),
-            label: Column::Name("class".into()),
-            person: None,
-            header: true,
-            missing: None,
-        };
-        assert_eq!(source, expected);
+        let table = Table::new("a.csv", Column::Name("class".into()), true);
+        assert_eq!(source, Source::Csv(table));
+        let refused = "kind = \"csv\"\npath = \"a.csv\"\nlabel = 1\nheader = true\nlable = 2\n";
+        assert!(toml::from_str::<Source>(refused).is_err());
         let idx = "kind = \"idx\"\nimages = \"i.gz\"\nlabels = \"l.gz\"\n";
         assert!(toml::from_str::<Source>(idx).is_ok());
         assert!(toml::from_str::<Source>(&format!("{idx}typo = 1\n")).is_err());

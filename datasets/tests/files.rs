@@ -4,7 +4,9 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use comity_datasets::{Column, Contract, DataError, Normalise, Scale, Source, write_idx};
+use comity_datasets::{
+    Categories, Column, Contract, DataError, Dataset, Normalise, Scale, Source, Table, write_idx,
+};
 use flate2::{Compression, write::GzEncoder};
 
 /// A value that stands only in rows, so that its presence in an error is a leak.
@@ -52,7 +54,7 @@ fn load_csv(
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("t.csv"), text).unwrap();
     let missing = missing.map(str::to_owned);
-    Source::Csv { path: "t.csv".into(), label, person: None, header, missing }
+    Source::Csv(Table { missing, ..Table::new("t.csv", label, header) })
         .load(dir.path(), &table(scale))
 }
 
@@ -177,13 +179,11 @@ fn the_persons_of_a_table_are_told_apart_by_any_text() {
     let load = |text: &str, label: &str, person: &str| {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("t.csv"), text).unwrap();
-        Source::Csv {
-            path: "t.csv".into(),
-            label: Column::Name(label.into()),
+        Source::Csv(Table {
             person: Some(Column::Name(person.into())),
-            header: true,
             missing: Some("NA".into()),
-        }
+            ..Table::new("t.csv", Column::Name(label.into()), true)
+        })
         .load(dir.path(), &table(Scale::Real))
     };
     let rows = "a,who,b,y\n1,Ada,2,0\n3,07,4,1\n5,Ada,NA,2\n6,7,6,0\n";
@@ -261,4 +261,107 @@ fn fashion_mnist_is_read_where_it_is_installed() {
     let contract = Contract { shape: vec![1, 28, 28], n_classes: 10, scale: Scale::Bytes };
     let data = source.load(dir, &contract).unwrap();
     assert_eq!(data.label_counts(), [1000; 10]);
+}
+
+/// A table like those that hospitals have: an unused column, categories, gaps, grades of a disease.
+fn hospital() -> Table {
+    Table {
+        label_above: Some(0.0),
+        missing: Some("?".into()),
+        leave_out_missing: true,
+        drop: vec![Column::Name("slope".into())],
+        categories: vec![Categories {
+            column: Column::Name("pain".into()),
+            values: ["1", "2", "4"].map(str::to_owned).to_vec(),
+            drop_first: true,
+        }],
+        ..Table::new("t.csv", Column::Name("num".into()), true)
+    }
+}
+
+const HOSPITAL: &str =
+    "age,pain,slope,num\n63,1.0,?,0\n50,4,2,3\n?,2,1,0\n41,?,1,0\n38,2.0,x,1\n44,1,1,?\n";
+
+fn load_table(text: &str, table: Table, shape: usize) -> Result<Dataset, DataError> {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("t.csv"), text).unwrap();
+    let contract = Contract { shape: vec![shape], n_classes: 2, scale: Scale::Real };
+    Source::Csv(table).load(dir.path(), &contract)
+}
+
+#[test]
+fn a_real_table_is_read_as_its_configuration_says() {
+    let data = load_table(HOSPITAL, hospital(), 3).unwrap();
+    assert_eq!(data.labels(), [0, 1, 1]);
+    // Age, and one feature each for pain 2 and 4; the dropped column may hold anything.
+    let all = data.batch(&[0, 1, 2], Normalise::IDENTITY).features;
+    assert_eq!(all, [63.0, 0.0, 0.0, 50.0, 0.0, 1.0, 38.0, 1.0, 0.0]);
+
+    // A gap is the plan's mean where rows are kept, and the first category has its own feature.
+    let text = HOSPITAL.replace("44,1,1,?\n", "");
+    let mut table = hospital();
+    table.leave_out_missing = false;
+    table.categories[0].drop_first = false;
+    let data = load_table(&text, table.clone(), 4).unwrap();
+    assert_eq!(data.labels(), [0, 1, 0, 0, 1]);
+    let gaps = data.batch(&[2, 3], Normalise { mean: 0.5, std: 0.5 }).features;
+    assert_eq!(gaps, [0.0, -1.0, 1.0, -1.0, 81.0, 0.0, 0.0, 0.0]);
+    // Missing labels are an error there.
+    let error = load_table(HOSPITAL, table, 4).unwrap_err().to_string();
+    assert!(error.contains("row 7") && error.contains("label"), "{error}");
+}
+
+#[test]
+fn settings_of_a_table_that_do_not_fit_are_refused_with_what_to_do() {
+    type Change = fn(&mut Table);
+    for (change, expected) in [
+        ((|t| t.missing = None) as Change, "leave_out_missing needs `missing`"),
+        (|t| t.label_above = Some(f64::NAN), "label_above is not a finite number"),
+        (|t| t.drop.push(Column::Index(3)), "`label` and `drop` name the same column"),
+        (|t| t.drop.push(Column::Index(1)), "`drop` and `categories` name the same column"),
+        (|t| t.drop.push(Column::Name("x".into())), "no drop column \"x\"; the file has 4 columns"),
+        (|t| t.drop.clear(), "4 columns besides"),
+        (|t| t.categories[0].values.truncate(1), "at least two with drop_first"),
+        (|t| t.categories[0].values.push("4.0".into()), "a category is listed twice"),
+        (|t| t.categories[0].values[2] = "3".into(), "line 3, column 1: not one of the categories"),
+        (|t| t.label_above = None, "row 3: the label is not a whole number from 0 to 1"),
+        (|t| t.categories[0].column = Column::Index(9), "no categories column 9"),
+    ] {
+        let mut table = hospital();
+        change(&mut table);
+        let error = load_table(HOSPITAL, table, 3).unwrap_err().to_string();
+        assert!(error.contains(expected), "{expected}: {error}");
+        assert!(!error.contains("63") && !error.contains("x,"), "{error}");
+    }
+    let error = load_table("age,pain,slope,num\n?,1,1,0\n", hospital(), 3).unwrap_err();
+    assert!(error.to_string().contains("every row has a missing value"), "{error}");
+    let text = HOSPITAL.replace("63,", "old,");
+    let error = load_table(&text, hospital(), 3).unwrap_err().to_string();
+    assert!(error.contains("line 2, column 0: not a number") && !error.contains("old"), "{error}");
+    let text = HOSPITAL.replace("63,1.0,?,0", "63,1.0,?,inf");
+    let error = load_table(&text, hospital(), 3).unwrap_err().to_string();
+    assert!(error.contains("row 2: the label"), "{error}");
+}
+
+#[test]
+fn a_column_says_which_rows_belong_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |text: &str| fs::write(dir.path().join("t.csv"), text).unwrap();
+    let contract = Contract { shape: vec![1], n_classes: 2, scale: Scale::Real };
+    let source = Source::Csv(Table::new("t.csv", Column::Name("y".into()), true));
+    let load = || source.load_grouped(dir.path(), &contract, &Column::Name("site".into()));
+    write("x,site,y\n1,Oslo,0\n2,Bergen,1\n3,Oslo,1\n");
+    let (data, groups) = load().unwrap();
+    assert_eq!(data.batch(&[0, 1, 2], Normalise::IDENTITY).features, [1.0, 2.0, 3.0]);
+    assert_eq!(
+        (groups.names(), groups.of_row()),
+        (&["Bergen", "Oslo"].map(str::to_owned)[..], &[1, 0, 1][..])
+    );
+    write("x,site,y\n1,Oslo,0\n2,,1\n");
+    let error = load().unwrap_err().to_string();
+    assert!(error.contains("line 3, column 1") && error.contains("which client"), "{error}");
+    write("x,place,y\n1,Oslo,0\n");
+    assert!(load().unwrap_err().to_string().contains("no column column \"site\""));
+    let error = idx_source().load_grouped(dir.path(), &contract, &Column::Index(0)).unwrap_err();
+    assert!(error.to_string().contains("no columns to split by"), "{error}");
 }

@@ -33,6 +33,14 @@ pub enum SimulationError {
          client_test = {{ share = 0.2, stratified = true }}"
     )]
     NoTest,
+    /// A baseline of a client that is not in the plan.
+    #[error(
+        "the plan names no client {client}; name one of its clients as the baseline, or \"pooled\""
+    )]
+    UnknownClient {
+        /// As asked for.
+        client: ClientId,
+    },
     /// The plan cannot be run.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -86,10 +94,13 @@ impl SimulationError {
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::DataMissing { .. } => Some(
-                "install the package dataset-fashion-mnist (apt-get install \
-                 dataset-fashion-mnist), or give the folder that holds the files with --data DIR",
-            ),
+            Self::DataMissing { path } => Some(match path.extension() {
+                Some(extension) if extension == "gz" => {
+                    "install the package dataset-fashion-mnist (apt-get install \
+                     dataset-fashion-mnist), or give the folder that holds the files with --data DIR"
+                }
+                _ => "give the folder that holds the files with --data DIR",
+            }),
             Self::World(_) => {
                 Some("examples/fashion/world.toml is a commented sample of a world file")
             }

@@ -33,4 +33,7 @@ pub use engine::{Simulation, SimulationResult};
 pub use error::SimulationError;
 pub use noise::{NoiseMode, SeededNoise, seeded_randomness};
 pub use observations::{ClientRound, Fairness, Progress, RoundScore};
-pub use world::{ClientRows, FederationData, Records, World, WorldData, divide};
+pub use world::{
+    Baseline, ClientRows, FederationData, Records, Sources, Standardise, TrainData, World,
+    WorldData, divide, folder_name,
+};

@@ -3,18 +3,23 @@
 //! A plan says what a federation does; a world says what it finds.  The clients are those that
 //! the plan names, in the plan's order.
 
+mod baseline;
 mod data;
 mod division;
+mod sources;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use comity_burn_models::data_contract;
-use comity_datasets::{DataError, Dataset, HeldOut, Partition, Source};
+use comity_datasets::{Dataset, HeldOut, Partition, Source};
 use comity_federation::Plan;
 use serde::{Deserialize, Serialize};
 
+pub use baseline::Baseline;
 pub use data::{ClientRows, FederationData};
 pub use division::divide;
+pub use sources::{Sources, TrainData, folder_name};
 
 use crate::{Conduct, SimulationError};
 
@@ -24,6 +29,9 @@ use crate::{Conduct, SimulationError};
 pub struct World {
     /// Seeds the split over the clients and the simulated noise.
     pub seed: u64,
+    /// Who trains instead of the federation, to compare it with; absent: the federation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<Baseline>,
     /// The data.
     pub data: WorldData,
     /// How the training data lie over the clients.
@@ -41,7 +49,7 @@ pub struct WorldData {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
     /// Divided over the clients.
-    pub train: Source,
+    pub train: Sources,
     /// Public; on which every round's model is scored. Absent: all that the clients keep for testing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<Source>,
@@ -51,6 +59,22 @@ pub struct WorldData {
     /// Where the numbers of records come from that clients declare.
     #[serde(default, skip_serializing_if = "Records::is_declared")]
     pub records: Records,
+    /// By which statistics features are standardised before the plan's constants; absent: by none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standardise: Option<Standardise>,
+}
+
+/// By which statistics features are standardised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standardise {
+    /// Each client's rows by the mean and standard deviation of those that it trains on.
+    ///
+    /// Published benchmarks do so. Under differential privacy it is **not covered** by the guarantee: each
+    /// example then depends on all rows of its client, and no noise hides these statistics. The deployed
+    /// way is a plan with `[analytics]` and a `standardise` layer, where they are released with noise and
+    /// paid for.
+    PerClient,
 }
 
 /// Where the numbers of records come from that clients declare.
@@ -94,14 +118,14 @@ impl World {
         }
     }
 
-    /// Reads everything that a simulation of `plan` needs.
+    /// Reads everything that a simulation of `plan`, as [`resolve`](Self::resolve) gives it, needs.
     ///
     /// # Errors
     /// [`SimulationError::DataMissing`], [`SimulationError::Data`] if a file does not fit the
     /// plan, [`SimulationError::Partition`], [`SimulationError::NoTest`].
     pub fn load(&self, plan: &Plan, base_dir: &Path) -> Result<FederationData, SimulationError> {
         // The test set first: it is the smaller one, and a file of the wrong shape shows sooner.
-        let public = self.data.test.as_ref().map(|test| load(test, plan, base_dir)).transpose()?;
+        let public = self.load_public(plan, base_dir)?;
         let (train, rows) = self.load_rows(plan, base_dir)?;
         let test = public
             .or_else(|| {
@@ -111,10 +135,12 @@ impl World {
                 (!kept.is_empty()).then(|| train.subset(&kept))
             })
             .ok_or(SimulationError::NoTest)?;
-        FederationData::new(plan, train, rows, test)
+        let plan = self.baseline_plan(plan)?;
+        FederationData::new(&plan, train, rows, test)
     }
 
-    /// Reads the training data, and which of its rows each client has, in the plan's order.
+    /// Reads the training data, and which of its rows each client of [`baseline_plan`](Self::baseline_plan)
+    /// has, in its order.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -123,9 +149,57 @@ impl World {
         plan: &Plan,
         base_dir: &Path,
     ) -> Result<(Dataset, Vec<ClientRows>), SimulationError> {
-        let train = load(&self.data.train, plan, base_dir)?;
-        let rows = divide(&train, &self.partition, self.data.client_test, plan, self.seed)?;
-        Ok((train, rows))
+        let WorldData { train, client_test, standardise, .. } = &self.data;
+        let mut train = TrainData::load(train, &self.partition, plan, base_dir)?;
+        let rows = divide(&train, &self.partition, *client_test, plan, self.seed)?;
+        if let Some(Standardise::PerClient) = standardise {
+            for rows in &rows {
+                train.data.standardise(&rows.train, &[&rows.train, &rows.test])?;
+            }
+        }
+        let rows = match &self.baseline {
+            Some(baseline) => baseline.rows(plan, rows)?,
+            None => rows,
+        };
+        Ok((train.data, rows))
+    }
+
+    /// The public test set, if there is one.
+    fn load_public(
+        &self,
+        plan: &Plan,
+        base_dir: &Path,
+    ) -> Result<Option<Dataset>, SimulationError> {
+        let Some(test) = &self.data.test else { return Ok(None) };
+        if self.data.standardise.is_some() {
+            return Err(SimulationError::World(
+                "data.standardise = \"per_client\" has no statistics for the public data.test; score \
+                 models on what clients keep (data.client_test), or leave one of them out"
+                    .to_owned(),
+            ));
+        }
+        let test = match &self.partition {
+            Partition::Column { column, .. } => {
+                let contract = data_contract(&plan.data, test);
+                let (test, _) =
+                    test.load_grouped(base_dir, &contract, column).map_err(sources::missing)?;
+                test
+            }
+            _ => sources::load(test, plan, base_dir)?,
+        };
+        Ok(Some(test))
+    }
+
+    /// `plan` for those who train: the baseline, if there is one.
+    ///
+    /// # Errors
+    /// [`SimulationError::UnknownClient`]; [`SimulationError::Plan`] if the plan makes no sense for one
+    /// client.
+    pub fn baseline_plan<'a>(&self, plan: &'a Plan) -> Result<Cow<'a, Plan>, SimulationError> {
+        match &self.baseline {
+            Some(baseline) => baseline.plan(plan).map(Cow::Owned),
+            None => Ok(Cow::Borrowed(plan)),
+        }
     }
 
     /// Reads what models are scored on: the public test set, or all that the clients keep.
@@ -133,33 +207,25 @@ impl World {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_test(&self, plan: &Plan, base_dir: &Path) -> Result<Dataset, SimulationError> {
-        match &self.data.test {
-            Some(test) => load(test, plan, base_dir),
+        match self.load_public(plan, base_dir)? {
+            Some(test) => Ok(test),
             None => Ok(self.load(plan, base_dir)?.test),
         }
     }
 
-    /// The plan that is run on `data`: `plan`, with the numbers of records that this world says.
+    /// The plan that is run on `data`: `plan`, for the clients and with the numbers of records that this
+    /// world says.
     ///
     /// # Errors
     /// [`SimulationError::Plan`] if it is not valid with these numbers, such as that of a client
     /// without a record.
     pub fn resolve(&self, plan: &Plan, data: &FederationData) -> Result<Plan, SimulationError> {
+        let plan = self.baseline_plan(plan)?;
         match self.data.records {
-            Records::Declared => Ok(plan.clone()),
-            Records::FromPartition => data.declare(plan),
+            Records::Declared => Ok(plan.into_owned()),
+            Records::FromPartition => data.declare(&plan),
         }
     }
-}
-
-fn load(source: &Source, plan: &Plan, base_dir: &Path) -> Result<Dataset, SimulationError> {
-    let contract = data_contract(&plan.data, source);
-    source.load(base_dir, &contract).map_err(|error| match error {
-        DataError::Io { path, source } if source.kind() == std::io::ErrorKind::NotFound => {
-            SimulationError::DataMissing { path }
-        }
-        other => SimulationError::Data(other),
-    })
 }
 
 #[cfg(test)]
@@ -180,7 +246,7 @@ alpha = 0.5
     #[test]
     fn a_world_is_read_and_unknown_keys_are_refused() {
         let world = World::from_toml(WORLD).unwrap();
-        assert_eq!(world.partition, Partition::Dirichlet { alpha: 0.5 });
+        assert_eq!(world.partition, Partition::Dirichlet { alpha: 0.5, rows_min: None });
         for (from, to) in [
             ("seed = 1", "seed = 1\nsneed = 2"),
             ("dir = ", "folder = "),

@@ -76,8 +76,9 @@ fn data(plan: &Plan) -> FederationData {
 }
 
 fn divided(plan: &Plan, train: Dataset) -> FederationData {
+    let train = train.into();
     let rows = divide(&train, &Partition::Iid, None, plan, 1).unwrap();
-    FederationData::new(plan, train, rows, examples(plan, 200)).unwrap()
+    FederationData::new(plan, train.data, rows, examples(plan, 200)).unwrap()
 }
 
 fn cpu() -> Device {
@@ -382,7 +383,7 @@ fn a_world_whose_data_do_not_fit_the_plan_is_a_clear_error() {
 
     let error = world.load(&plan, &dir.path().join("elsewhere")).unwrap_err();
     assert!(matches!(error, SimulationError::DataMissing { .. }), "{error}");
-    assert!(error.hint().unwrap().contains("dataset-fashion-mnist"));
+    assert!(error.hint().unwrap().contains("--data DIR"));
 }
 
 /// What the README's first command runs: the model fits the data, the budget can be met.

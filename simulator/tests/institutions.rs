@@ -122,7 +122,7 @@ fn the_example_names_a_thousand_institutions_of_one_kind() {
     let world = World::from_toml(include_str!("../../examples/institutions/world.toml")).unwrap();
     let mut small = Plan::from_toml(PLAN).unwrap();
     small.cohort.clients = plan.cohort.clients;
-    let examples = examples(&small, 60_000);
+    let examples = examples(&small, 60_000).into();
     let rows = divide(&examples, &world.partition, None, &small, world.seed).unwrap();
     assert_eq!((rows.len(), rows[999].train.len()), (1000, 60));
 }

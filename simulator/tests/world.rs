@@ -178,3 +178,173 @@ fn persons_are_kept_for_testing_as_a_whole() {
         assert_eq!((named.records, named.persons), (24, Some(8)));
     }
 }
+
+/// Three sites of 10, 20 and 30 rows, in one table with a column, in three tables, and in three folders.
+fn sites() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut whole = "x,site,class\n".to_owned();
+    let mut first = 0;
+    for (site, n) in [("s1", 10), ("s2", 20), ("s3", 30)] {
+        let rows = (first..first + n).map(|i| (i, i % 3 / 2));
+        first += n;
+        whole.extend(rows.clone().map(|(i, class)| format!("{i},{site},{class}\n")));
+        let part: String = rows.map(|(i, class)| format!("{i},{class}\n")).collect();
+        std::fs::create_dir(dir.path().join(site)).unwrap();
+        std::fs::write(dir.path().join(site).join("rows.csv"), "x,class\n".to_owned() + &part)
+            .unwrap();
+    }
+    std::fs::write(dir.path().join("table.csv"), whole).unwrap();
+    dir
+}
+
+fn three() -> Plan {
+    Plan::from_toml(
+        &PLAN.replace("records = 10 }]", "records = 10 }, { id = \"VN/c\", records = 10 }]"),
+    )
+    .unwrap()
+}
+
+const SITE: &str = "{ kind = \"csv\", path = \"DIR/rows.csv\", label = \"class\", header = true }";
+
+fn list(dirs: &[&str]) -> String {
+    let sources: Vec<String> = dirs.iter().map(|dir| SITE.replace("DIR/", dir)).collect();
+    format!("train = [{}]", sources.join(", "))
+}
+
+fn with(train: &str, partition: &str) -> String {
+    let start = WORLD.find("train = ").unwrap();
+    let end = WORLD.find("client_test").unwrap();
+    let text = format!("{}{train}\n{}", &WORLD[..start], &WORLD[end..]);
+    text.replace("kind = \"iid\"", partition)
+}
+
+#[test]
+fn a_client_is_a_value_of_a_column_a_source_or_a_folder() {
+    let dir = sites();
+    let one_table =
+        "train = { kind = \"csv\", path = \"table.csv\", label = \"class\", header = true }";
+    let by_column = with(one_table, "kind = \"column\"\ncolumn = \"site\"");
+    let by_source = with(&list(&["s1/", "s2/", "s3/"]), "kind = \"sources\"");
+    let by_folder = with(&format!("train = {}", SITE.replace("DIR/", "")), "kind = \"folder\"");
+    let plan = three();
+    let all: Vec<FederationData> = [&by_column, &by_source, &by_folder]
+        .map(|world| load(world, &plan, dir.path()).unwrap())
+        .into();
+    for (client, n_kept) in [2, 4, 6].into_iter().enumerate() {
+        let expected = features(&all[0].shard(client));
+        assert_eq!(expected.len(), 4 * n_kept);
+        for data in &all {
+            assert_eq!(features(&data.shard(client)), expected);
+            assert_eq!(data.client_test(client).unwrap().len(), n_kept);
+        }
+    }
+    // A list of sources without a rule of its own is one pool of rows.
+    let pool = with(&list(&["s1/", "s2/", "s3/"]), "kind = \"iid\"");
+    assert_eq!(load(&pool, &plan, dir.path()).unwrap().n_rows(0), 16);
+    let world = World::from_toml(&by_source).unwrap();
+    assert_eq!(World::from_toml(&toml::to_string(&world).unwrap()).unwrap(), world);
+
+    // Two clients for three sites, and the other way round.
+    for (world, expected) in [
+        (&by_column, "3 values of the column but 2 clients; name one client in the plan for each"),
+        (&by_source, "3 sources but 2 clients; name one client in the plan for each source"),
+        (
+            &by_folder,
+            "3 sub-folders but 2 clients; name one client in the plan for each sub-folder",
+        ),
+    ] {
+        let error = load(world, &self::plan(), dir.path()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let grouped = by_column
+        .replace("column = \"site\"", "column = \"site\"\nvalues = [[\"s1\", \"s3\"], [\"s2\"]]");
+    let data = load(&grouped, &self::plan(), dir.path()).unwrap();
+    assert_eq!((data.n_rows(0), data.n_rows(1)), (32, 16));
+    let one = with(&list(&["s1/"]), "kind = \"column\"\ncolumn = \"site\"");
+    let error = load(&one, &plan, dir.path()).unwrap_err().to_string();
+    assert!(error.contains("no column column \"site\""), "{error}");
+    for (train, expected) in [
+        ("train = []", "a list of no sources"),
+        ("train = [{ kind = \"csv\", pth = 1 }]", "pth"),
+        ("train = 1", "or a list of sources"),
+    ] {
+        let error = World::from_toml(&with(train, "kind = \"sources\"")).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let many = with(&list(&["s1/", "s2/"]), "kind = \"folder\"");
+    let error = load(&many, &plan, dir.path()).unwrap_err().to_string();
+    assert!(error.contains("goes with one source"), "{error}");
+    let error = load(&by_folder, &plan, &dir.path().join("s1")).unwrap_err().to_string();
+    assert!(error.contains("has no sub-folder"), "{error}");
+}
+
+/// As `comity-sim split` writes them.
+#[test]
+fn folders_named_after_clients_are_theirs_in_any_order() {
+    let dir = sites();
+    for (from, to) in [("s1", "VN-c"), ("s2", "JP-b"), ("s3", "KR-a")] {
+        std::fs::rename(dir.path().join(from), dir.path().join(to)).unwrap();
+    }
+    let world = with(&format!("train = {}", SITE.replace("DIR/", "")), "kind = \"folder\"");
+    let data = load(&world, &three(), dir.path()).unwrap();
+    assert_eq!([0, 1, 2].map(|client| data.n_rows(client)), [24, 16, 8]);
+    std::fs::rename(dir.path().join("JP-b"), dir.path().join("JP-x")).unwrap();
+    let error = load(&world, &three(), dir.path()).unwrap_err().to_string();
+    assert!(error.contains("JP-x is none of them"), "{error}");
+}
+
+#[test]
+fn each_client_is_standardised_by_what_it_trains_on() {
+    let dir = sites();
+    let world = with(&list(&["s1/", "s2/", "s3/"]), "kind = \"sources\"")
+        .replace("client_test", "standardise = \"per_client\"\nclient_test");
+    let plan = three();
+    let data = load(&world, &plan, dir.path()).unwrap();
+    for client in 0..3 {
+        let values = |data: &Dataset| {
+            let all: Vec<usize> = (0..data.len()).collect();
+            data.batch(&all, Normalise::IDENTITY).features
+        };
+        let train = values(&data.shard(client));
+        let n = train.len() as f32;
+        let mean = train.iter().sum::<f32>() / n;
+        let variance = train.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / (n - 1.0);
+        assert!(mean.abs() < 1e-5 && (variance - 1.0).abs() < 1e-4, "{mean} {variance}");
+        // What is kept is moved by the same amounts, so its own mean is not 0.
+        let kept = values(&data.client_test(client).unwrap());
+        assert!(kept.iter().all(|x| x.abs() < 3.0) && kept.iter().sum::<f32>().abs() > 1e-3);
+    }
+    let public =
+        world.replace("standardise", &format!("test = {}\nstandardise", SITE.replace("DIR", "s1")));
+    let error = load(&public, &plan, dir.path()).unwrap_err().to_string();
+    assert!(error.contains("no statistics for the public data.test"), "{error}");
+}
+
+#[test]
+fn a_baseline_trains_on_the_same_rows_as_the_federation() {
+    let dir = sites();
+    let plan = three();
+    let world = with(&list(&["s1/", "s2/", "s3/"]), "kind = \"sources\"")
+        .replace("client_test", "standardise = \"per_client\"\nclient_test");
+    let federation = load(&world, &plan, dir.path()).unwrap();
+    let run = |baseline: &str| {
+        let world = World::from_toml(&format!("baseline = {baseline}\n{world}"))?;
+        let data = world.load(&plan, dir.path())?;
+        Ok((world.resolve(&plan, &data)?, data))
+    };
+    let run = |baseline: &str| -> Result<(Plan, FederationData), SimulationError> { run(baseline) };
+    let (pooled, data) = run("\"pooled\"").unwrap();
+    assert_eq!(pooled.cohort.clients[0].id.to_string(), "KR/pooled");
+    assert_eq!((pooled.cohort.clients[0].records, data.n_rows(0), data.test.len()), (30, 48, 12));
+    let expected: Vec<u32> = (0..3).flat_map(|c| features(&federation.shard(c))).collect();
+    assert_eq!(features(&data.shard(0)), expected);
+    let (alone, data) = run("{ alone = \"JP/b\" }").unwrap();
+    assert_eq!(alone.cohort.clients[0], plan.cohort.clients[1]);
+    assert_eq!(features(&data.shard(0)), features(&federation.shard(1)));
+    assert_eq!(features(&data.test), features(&federation.client_test(1).unwrap()));
+    let device = DeviceChoice::Cpu.open().unwrap();
+    let simulation = Simulation::new(&alone, &data, &device);
+    assert!(simulation.run(&mut |_| {}).unwrap().report.reason.is_none());
+    let error = run("{ alone = \"JP/x\" }").unwrap_err().to_string();
+    assert!(error.contains("no client JP/x"), "{error}");
+}

@@ -139,7 +139,7 @@ fn renewal(settings: &config::Node) -> anyhow::Result<String> {
 fn data_files(settings: &config::Node) -> anyhow::Result<String> {
     let paths = match &settings.config.data.source {
         Source::Idx { images, labels } => vec![images, labels],
-        Source::Csv { path, .. } => vec![path],
+        Source::Csv(table) => vec![&table.path],
     };
     for path in &paths {
         let path = settings.base.join(path);

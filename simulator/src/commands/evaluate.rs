@@ -1,10 +1,12 @@
 //! `comity-sim evaluate`: models on the public test set.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use clap::Args;
-use comity_burn_models::{DeviceChoice, evaluate, normalisation, read_safetensors};
-use comity_federation::ModelDigest;
+use comity_burn_models::{DeviceChoice, Evaluation, evaluate, normalisation, read_safetensors};
+use comity_datasets::Dataset;
+use comity_federation::{ClientId, ModelDigest, Parameters};
 use serde::Serialize;
 
 use crate::commands::{WorldArgs, read_plan};
@@ -15,7 +17,8 @@ const EVALUATION_BATCH: usize = 500;
 
 /// Score models on a world's public test set.
 ///
-/// The test set is public, so scoring it costs no privacy. Models are files that `comity-sim run
+/// The test set is public, so scoring it costs no privacy. Where the world's clients keep records for
+/// testing, models are scored on those of each client too. Models are files that `comity-sim run
 /// --out` or `comity-coordinator model export` wrote.
 #[derive(Args)]
 #[command(after_long_help = "\
@@ -46,6 +49,20 @@ struct Score {
     model: ModelDigest,
     accuracy: f64,
     loss: f64,
+    /// On what each client keeps for testing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    clients: Vec<ClientScore>,
+    /// Of `clients`, each counted once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clients_mean: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct ClientScore {
+    client: ClientId,
+    records: usize,
+    accuracy: f64,
+    loss: f64,
 }
 
 impl Evaluate {
@@ -59,22 +76,37 @@ impl Evaluate {
         for path in &self.models {
             models.push((path, read_safetensors(path, &manifest)?));
         }
-        let test = world.load_test(&plan, &base_dir)?;
+        let data = match world.data.client_test {
+            Some(_) => Some(world.load(&plan, &base_dir)?),
+            None => None,
+        };
+        let test = match &data {
+            Some(data) => Cow::Borrowed(&data.test),
+            None => Cow::Owned(world.load_test(&plan, &base_dir)?),
+        };
+        let score = |parameters: &Parameters, data: &Dataset| {
+            let normalise = normalisation(&plan.data);
+            evaluate(&plan.model, parameters, data, normalise, &device, EVALUATION_BATCH)
+        };
         let mut scores = Vec::with_capacity(models.len());
         for (path, parameters) in models {
-            let evaluation = evaluate(
-                &plan.model,
-                &parameters,
-                &test,
-                normalisation(&plan.data),
-                &device,
-                EVALUATION_BATCH,
-            )?;
+            let evaluation = score(&parameters, &test)?;
+            let mut clients = Vec::new();
+            for (index, client) in data.iter().flat_map(|data| data.clients().enumerate()) {
+                let kept = data.as_ref().and_then(|data| data.client_test(index));
+                let Some(kept) = kept else { continue };
+                let Evaluation { accuracy, loss, .. } = score(&parameters, &kept)?;
+                let client = client.clone();
+                clients.push(ClientScore { client, records: kept.len(), accuracy, loss });
+            }
+            let sum: f64 = clients.iter().map(|score| score.accuracy).sum();
             scores.push(Score {
                 path: path.clone(),
                 model: parameters.digest(),
                 accuracy: evaluation.accuracy,
                 loss: evaluation.loss,
+                clients_mean: (!clients.is_empty()).then(|| sum / clients.len() as f64),
+                clients,
             });
         }
         if self.json { output::print_json(&scores) } else { output::print(&text(&scores)) }
@@ -82,14 +114,24 @@ impl Evaluate {
 }
 
 fn text(scores: &[Score]) -> String {
+    let by_client = scores.iter().any(|score| score.clients_mean.is_some());
+    let mut header = ["model", "accuracy", "loss"].map(str::to_owned).to_vec();
+    if by_client {
+        header.extend(scores[0].clients.iter().map(|score| score.client.to_string()));
+        header.push("mean of clients".to_owned());
+    }
+    header.push("digest".to_owned());
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
     let rows = scores.iter().map(|score| {
-        vec![
+        let mut row = vec![
             score.path.display().to_string(),
-            format!("{:.2} %", 100.0 * score.accuracy),
+            percent(score.accuracy),
             format!("{:.4}", score.loss),
-            score.model.short(),
-        ]
+        ];
+        row.extend(score.clients.iter().map(|client| percent(client.accuracy)));
+        row.extend(score.clients_mean.map(percent));
+        row.push(score.model.short());
+        row
     });
-    let header = ["model", "accuracy", "loss", "digest"];
-    output::table(header.map(str::to_owned).to_vec(), rows.collect())
+    output::table(header, rows.collect())
 }

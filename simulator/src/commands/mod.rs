@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use comity_federation::Plan;
-use comity_simulator::World;
+use comity_federation::{IdError, Plan};
+use comity_simulator::{Baseline, World};
 
 use crate::output::Hint;
 use crate::overrides::plan_with;
@@ -26,14 +26,28 @@ pub(crate) struct WorldArgs {
     /// Folder with the world's data files; wins over the world's own `data.dir`.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Who trains instead of the federation: `pooled`, one client with the rows of all, or one of the
+    /// plan's clients by itself; wins over the world's own `baseline`.
+    #[arg(long, value_name = "pooled|CLIENT", value_parser = baseline)]
+    baseline: Option<Baseline>,
+}
+
+fn baseline(text: &str) -> Result<Baseline, IdError> {
+    match text {
+        "pooled" => Ok(Baseline::Pooled),
+        client => client.parse().map(Baseline::Alone),
+    }
 }
 
 impl WorldArgs {
     /// The world, and the folder at which its paths start.
     fn read(&self) -> anyhow::Result<(World, PathBuf)> {
         let text = read_text(&self.world, "world", "examples/fashion/world.toml")?;
-        let world =
+        let mut world =
             World::from_toml(&text).with_context(|| format!("in {}", self.world.display()))?;
+        if let Some(baseline) = &self.baseline {
+            world.baseline = Some(baseline.clone());
+        }
         let base_dir = world.base_dir(&self.world, self.data.as_deref());
         Ok((world, base_dir))
     }

@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use comity_datasets::{Dataset, write_idx};
 use comity_federation::ClientId;
+use comity_simulator::folder_name;
 use serde::Serialize;
 
 use crate::commands::{WorldArgs, read_plan};
@@ -52,11 +53,12 @@ impl Split {
     pub(crate) fn execute(&self) -> anyhow::Result<()> {
         let plan = read_plan(&self.plan)?;
         let (world, base_dir) = self.world.read()?;
+        let trained = world.baseline_plan(&plan)?;
         let (train, rows) = world.load_rows(&plan, &base_dir)?;
         let mut shards = Vec::with_capacity(rows.len());
-        for (named, rows) in plan.cohort.clients.iter().zip(&rows) {
+        for (named, rows) in trained.cohort.clients.iter().zip(&rows) {
             let (client, dataset) = (&named.id, &train.subset(&rows.train));
-            let dir = self.out.join(format!("{}-{}", client.country(), client.institution()));
+            let dir = self.out.join(folder_name(client));
             write_shard(&dir, dataset).with_context(|| format!("the shard of {client}"))?;
             shards.push(Shard {
                 client: client.clone(),

@@ -11,7 +11,7 @@ use comity_certs::{
 };
 use comity_client::{Node, Outside};
 use comity_coordinator::{Coordinator, Home};
-use comity_datasets::{Column, Contract, Scale, Source};
+use comity_datasets::{Column, Contract, Scale, Source, Table};
 use comity_federation::{Layer, Manifest, ModelSpec};
 use comity_journal::{Journal, verify};
 use comity_privacy::{Ledger, LedgerEntry, Limit};
@@ -71,7 +71,8 @@ pub fn csv(bytes: &[u8]) -> bool {
         (Column::Index(2), Some(Column::Index(0)), false, None),
     ] {
         let missing = missing.map(str::to_owned);
-        let source = Source::Csv { path: "table.csv".into(), label, person, header, missing };
+        let source =
+            Source::Csv(Table { person, missing, ..Table::new("table.csv", label, header) });
         for scale in [Scale::Bytes, Scale::Real] {
             understood |= load(&source, &Contract { shape: vec![2], n_classes: 3, scale });
         }
