@@ -93,6 +93,8 @@ fn epoch(name: &str, spec: &ModelSpec, start: &Parameters) {
         dataset: &dataset,
         normalise: Normalise { mean: 0.286, std: 0.353 },
         training: &training,
+        n_steps: None,
+        correction: None,
         device: &Device::flex(),
         n_threads: comity_burn_models::all_cores(),
     };

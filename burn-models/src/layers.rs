@@ -73,7 +73,8 @@ pub(crate) enum Operation {
     PositionEmbedding(Parameter<2>),
     Attention(Box<Attention>),
     Residual(Vec<Self>),
-    Frozen(Vec<Self>),
+    /// Layers that are frozen or local: what that means stands in the manifest.
+    Inside(Vec<Self>),
     MeanPool,
     Relu,
     Tanh,
@@ -133,7 +134,9 @@ impl<'a> Builder<'a> {
                 Operation::Attention(Box::new(Attention::new(self, prefix, heads, causal, lora)))
             }
             Layer::Residual { ref layers } => Operation::Residual(self.layers(layers, 0, prefix)),
-            Layer::Frozen { ref layers } => Operation::Frozen(self.layers(layers, 0, prefix)),
+            Layer::Frozen { ref layers } | Layer::Local { ref layers } => {
+                Operation::Inside(self.layers(layers, 0, prefix))
+            }
             Layer::MeanPool => Operation::MeanPool,
             Layer::Relu => Operation::Relu,
             Layer::Tanh => Operation::Tanh,
@@ -174,7 +177,7 @@ impl Operation {
             }
             Self::Attention(attention) => Signal::Sequence(attention.forward(input.sequence())),
             Self::Residual(layers) => input.clone().add(forward_all(layers, input)),
-            Self::Frozen(layers) => forward_all(layers, input),
+            Self::Inside(layers) => forward_all(layers, input),
             Self::MeanPool => Signal::Flat(sequence::mean(input.sequence())),
             Self::Relu => input.map(activation::relu),
             Self::Tanh => input.map(activation::tanh),
@@ -219,7 +222,7 @@ impl Operation {
                 });
                 (input.add(inside), back)
             }
-            Self::Frozen(layers) => trace_all(layers, input, wants),
+            Self::Inside(layers) => trace_all(layers, input, wants),
             Self::MeanPool => {
                 let input = input.sequence();
                 let dims = input.dims();
@@ -261,7 +264,7 @@ impl Operation {
             Self::Embedding(embedding) => vec![Two(&mut embedding.weight)],
             Self::PositionEmbedding(weight) => vec![Two(weight)],
             Self::Attention(attention) => attention.parameters_mut(),
-            Self::Residual(layers) | Self::Frozen(layers) => {
+            Self::Residual(layers) | Self::Inside(layers) => {
                 layers.iter_mut().flat_map(Self::parameters_mut).collect()
             }
             Self::Pool(_)
@@ -281,7 +284,7 @@ impl Operation {
             Self::Embedding(embedding) => embedding.weight.trainable,
             Self::PositionEmbedding(weight) => weight.trainable,
             Self::Attention(attention) => attention.has_trainable(),
-            Self::Residual(layers) | Self::Frozen(layers) => layers.iter().any(Self::has_trainable),
+            Self::Residual(layers) | Self::Inside(layers) => layers.iter().any(Self::has_trainable),
             Self::Pool(_)
             | Self::Standardise(_)
             | Self::MeanPool

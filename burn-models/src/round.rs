@@ -13,6 +13,7 @@ use comity_privacy::{PrivacyError, PrivacyPlan, Randomness, Released, Reservatio
 
 use crate::contract::plan_units;
 use crate::evaluate::losses;
+use crate::own::Own;
 use crate::{Device, TrainError, TrainingTask, normalisation, train_plain, train_private};
 
 /// Records that are classified at once when the round's model is scored.
@@ -27,7 +28,7 @@ pub struct LocalRound<'a> {
     pub round: u32,
     /// Who trains; with the plan's seed and the round it orders the batches where there is no DP.
     pub client: &'a ClientId,
-    /// The round's model, `[n_parameters]`.
+    /// The round's model with what the server remembers, as [`Plan::manifest`] lays it out.
     pub base: &'a Parameters,
     /// The client's records.
     pub dataset: &'a Dataset,
@@ -53,6 +54,14 @@ pub enum RoundError {
     /// The plan was not validated.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The round's model is of another plan.
+    #[error("the round's model has {got} values, the plan wants {expected}; fetch it again")]
+    Base {
+        /// By the plan.
+        expected: usize,
+        /// Given.
+        got: usize,
+    },
     /// What the client keeps is of another plan.
     #[error(
         "what this client keeps of the run has {got} values, the plan wants {expected}; put the node's \
@@ -99,19 +108,20 @@ pub fn local_round(
     reservation: Reservation,
     progress: &mut dyn FnMut(u32, u32),
 ) -> Result<LocalResult, RoundError> {
-    let (expected, got) = (task.plan.client_state_len()?, state.map(|state| state.values().len()));
-    if let Some(got) = got.filter(|got| *got != expected) {
-        return Err(RoundError::State { expected, got });
-    }
+    let own = Own::of(task.plan, task.base, state)?;
+    let start = own.start();
+    let correction = own.correction();
     let dataset = plan_units(task.plan, task.dataset)?;
     let dataset = dataset.as_ref();
     let normalise = normalisation(&task.plan.data);
     let training = TrainingTask {
         spec: &task.plan.model,
-        start: task.base,
+        start: &start,
         dataset,
         normalise,
         training: &task.plan.training,
+        n_steps: declared_steps(task),
+        correction: correction.as_ref(),
         device: task.device,
         n_threads: task.n_threads,
     };
@@ -123,9 +133,10 @@ pub fn local_round(
     })?;
     let Some((plan, randomness)) = privacy else {
         let after = train_plain(&training, batch_seed(task), progress)?;
-        let delta = trained_delta(task, grid, &after)?;
+        let delta = own.delta(grid, &after)?;
+        let state = own.next(&after, &delta, grid, (task.round, task.client));
         let output = RoundOutput { delta, n_correct: None, loss_sum: None };
-        return Ok(reservation.release_exempt(output)?.into());
+        return Ok(LocalResult { release: reservation.release_exempt(output)?, state });
     };
     if task.round == 0 {
         let release = statistics(dataset, normalise, plan, randomness, reservation)?;
@@ -142,7 +153,7 @@ pub fn local_round(
             (0, Vec::new())
         } else {
             let device = task.device;
-            losses(&task.plan.model, task.base, dataset, normalise, device, EVALUATION_BATCH)?
+            losses(&task.plan.model, &start, dataset, normalise, device, EVALUATION_BATCH)?
         };
         if asks_count {
             n_correct = Some(session.release_count(count as u64)?);
@@ -152,8 +163,9 @@ pub fn local_round(
         }
     }
     let after = train_private(&training, &mut session, progress)?;
-    let delta = trained_delta(task, grid, &after)?;
-    Ok(session.finish(RoundOutput { delta, n_correct, loss_sum }).into())
+    let delta = own.delta(grid, &after)?;
+    let state = own.next(&after, &delta, grid, (task.round, task.client));
+    Ok(LocalResult { release: session.finish(RoundOutput { delta, n_correct, loss_sum }), state })
 }
 
 /// Round 0: what the plan asks of the data before training.
@@ -180,14 +192,11 @@ fn statistics(
     })?)
 }
 
-/// The change of what is trained; the frozen parameters after it have not moved.
-fn trained_delta(
-    task: &LocalRound<'_>,
-    grid: FixedPoint,
-    after: &Parameters,
-) -> Result<Delta, RoundError> {
-    let n = task.plan.manifest()?.n_trainable();
-    Ok(grid.delta(&task.base.values()[..n], &after.values()[..n])?)
+/// The number of steps that follows from what the client declares, where the plan counts by it.
+fn declared_steps(task: &LocalRound<'_>) -> Option<u32> {
+    let named = || task.plan.client(task.client);
+    let counts = task.plan.aggregation.strategy.counts_declared_steps();
+    counts.then(named).flatten().map(|named| task.plan.steps_per_round(named))
 }
 
 /// Seeds the order of batches where there is no DP: the same in simulation and deployment.

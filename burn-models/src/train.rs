@@ -13,7 +13,8 @@ use crate::front::Examples;
 use crate::noise_pool::NoisePool;
 use crate::optimizer::{OptimizerState, WeightAverage};
 use crate::{
-    Device, Model, TrainError, clipped_gradient_sum, clipped_person_gradient_sum, gradient_sum,
+    Correction, Device, Model, TrainError, clipped_gradient_sum, clipped_person_gradient_sum,
+    gradient_sum,
 };
 
 /// What to train, from where, on what.
@@ -29,6 +30,10 @@ pub struct TrainingTask<'a> {
     pub normalise: Normalise,
     /// The plan's local steps. The optimizer's state starts afresh with each call.
     pub training: &'a Training,
+    /// Without differential privacy, exactly so many batches; absent: as `training` says of these examples.
+    pub n_steps: Option<u32>,
+    /// What is added to every gradient, under differential privacy after its noise; absent: nothing.
+    pub correction: Option<&'a Correction>,
     /// Where to compute.
     pub device: &'a Device,
     /// On how many cores, where the device is the CPU; the result does not depend on it.
@@ -93,7 +98,7 @@ pub fn train_plain(
     }
     let batch = task.training.batch as usize;
     let n_batches = u32::try_from(task.dataset.len().div_ceil(batch)).unwrap_or(u32::MAX);
-    let n_steps = (task.training.local_steps)
+    let n_steps = (task.n_steps.or(task.training.local_steps))
         .unwrap_or_else(|| n_batches.saturating_mul(task.training.local_epochs.unwrap_or(1)));
     let mut rng = ChaCha20Rng::from_seed(seed);
     let mut indices: Vec<usize> = (0..task.dataset.len()).collect();
@@ -295,6 +300,11 @@ impl<'a> Trainer<'a> {
 
     fn step(&mut self, gradient: &[f32]) -> Result<(), TrainError> {
         // The trained parameters are the first ones.
+        let corrected = self
+            .task
+            .correction
+            .map(|correction| correction.apply(gradient, &self.values, self.task.start.values()));
+        let gradient = corrected.as_deref().unwrap_or(gradient);
         self.optimizer.step(&mut self.values[..gradient.len()], gradient);
         if let Some(average) = &mut self.average {
             average.add(&self.values);
@@ -361,6 +371,8 @@ mod tests {
             dataset: &dataset,
             normalise: Normalise::IDENTITY,
             training: &training,
+            n_steps: None,
+            correction: None,
             device: &Device::flex(),
             n_threads: all_cores(),
         };

@@ -96,6 +96,8 @@ fn plain_training_learns_and_repeats_to_the_bit() {
             dataset: &data,
             normalise: NORMALISE,
             training: &training(microbatch),
+            n_steps: None,
+            correction: None,
             device: &device,
             n_threads: comity_burn_models::all_cores(),
         };
@@ -132,6 +134,8 @@ fn a_number_of_steps_goes_through_shuffled_epochs_and_stops_where_it_says() {
             dataset: &data,
             normalise: NORMALISE,
             training: &training,
+            n_steps: None,
+            correction: None,
             device: &device,
             n_threads: comity_burn_models::all_cores(),
         };
@@ -161,6 +165,8 @@ fn averaged_weights_leave_in_place_of_the_last_ones() {
             dataset: &data,
             normalise: NORMALISE,
             training: &training,
+            n_steps: None,
+            correction: None,
             device: &device,
             n_threads: comity_burn_models::all_cores(),
         };
@@ -197,6 +203,8 @@ fn a_model_behind_a_scattering_front_learns() {
         dataset: &data,
         normalise: NORMALISE,
         training: &training,
+        n_steps: None,
+        correction: None,
         device: &device,
         n_threads: comity_burn_models::all_cores(),
     };
@@ -224,6 +232,8 @@ fn private_training_learns() {
         dataset: &data,
         normalise: NORMALISE,
         training: &training(32),
+        n_steps: None,
+        correction: None,
         device: &device,
         n_threads: comity_burn_models::all_cores(),
     };
@@ -248,6 +258,8 @@ fn private_training_on_no_rows_is_noise_alone() {
         dataset: &none,
         normalise: NORMALISE,
         training: &training(32),
+        n_steps: None,
+        correction: None,
         device: &device,
         n_threads: comity_burn_models::all_cores(),
     };
@@ -269,6 +281,8 @@ fn mistakes_are_refused_before_a_step_is_taken() {
         dataset: &data,
         normalise: NORMALISE,
         training: &good,
+        n_steps: None,
+        correction: None,
         device: &device,
         n_threads: comity_burn_models::all_cores(),
     };
@@ -302,6 +316,8 @@ fn training_that_runs_away_is_an_error() {
         dataset: &data,
         normalise: NORMALISE,
         training: &training,
+        n_steps: None,
+        correction: None,
         device: &device,
         n_threads: comity_burn_models::all_cores(),
     };

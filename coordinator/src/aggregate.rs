@@ -5,7 +5,7 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 
 use anyhow::{Context as _, ensure};
 use comity_federation::{
-    Accumulator, Aggregation, Contribution, Fold, Manifest, ModelDigest, Plan, SquareSum,
+    Accumulator, Base, Contribution, Fold, Manifest, ModelDigest, Plan, ServerStep, SquareSum,
     UpdateDigest, UpdateEncoding, Updates,
 };
 use comity_journal::{BlobError, BlobReader, BlobStore, BlobWriter, failpoint};
@@ -93,6 +93,30 @@ impl Updates for Stored<'_> {
     }
 }
 
+/// A round's model in the blob store.
+struct StoredModel {
+    reader: BlobReader,
+    /// The byte at which it stands.
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl Base<anyhow::Error> for StoredModel {
+    fn read(&mut self, from: usize, into: &mut [f32]) -> anyhow::Result<()> {
+        let from = 4 * from as u64;
+        if self.at != from {
+            self.reader.seek(SeekFrom::Start(from))?;
+        }
+        self.bytes.resize(4 * into.len(), 0);
+        self.reader.read_exact(&mut self.bytes).context("the round's model")?;
+        self.at = from + self.bytes.len() as u64;
+        for (value, word) in into.iter_mut().zip(self.bytes.as_chunks::<4>().0) {
+            *value = f32::from_le_bytes(*word);
+        }
+        Ok(())
+    }
+}
+
 /// The model that `seed` starts, stored as a blob.
 pub(crate) fn first_model(
     blobs: &BlobStore,
@@ -109,45 +133,34 @@ pub(crate) fn first_model(
     Ok(ModelDigest(first.finish()?))
 }
 
-/// The next model of a round: `base` plus the strategy's step on `updates`, stored as a blob.
-///
-/// Updates hold the trained parameters, which are a model's first ones; the frozen ones after
-/// them are copied. `n_trainable` is the plan's.
+/// The next model of a round: what `step` makes of `base` and `updates`, with the round's `gain`, stored as a
+/// blob.
 pub(crate) fn fold(
     blobs: &BlobStore,
-    settings: &Aggregation,
+    step: ServerStep,
+    encoding: UpdateEncoding,
     base: ModelDigest,
-    n_trainable: usize,
     updates: &[(UpdateDigest, u64)],
+    gain: f64,
 ) -> anyhow::Result<ModelDigest> {
-    let mut base = blobs.reader_of_whole(&base.0).context("the round's model")?;
-    let trained = 4 * n_trainable as u64;
-    ensure!(trained <= base.len(), "the round's model is shorter than its plan says");
-    let mut frozen = base.len() - trained;
+    let reader = blobs.reader_of_whole(&base.0).context("the round's model")?;
+    ensure!(
+        reader.len() == 4 * step.n_values() as u64,
+        "the round's model has another length than its plan says"
+    );
+    let mut base = StoredModel { reader, at: 0, bytes: Vec::new() };
     let weights = updates.iter().map(|(_, weight)| *weight).collect();
     let named = updates.iter().map(|(update, _)| *update);
-    let mut stored = Stored::open(blobs, named, settings.update_encoding, n_trainable)?;
-    let mut fold = Fold::new(settings, weights, n_trainable, &mut stored)?;
+    let mut stored = Stored::open(blobs, named, encoding, step.n_shared())?;
+    let mut fold = Fold::new(step, weights, gain, &mut stored)?;
     let mut next = blobs.writer()?;
     let mut bytes = Vec::new();
-    let mut values = Vec::new();
     for range in fold.chunks() {
-        bytes.resize(4 * range.len(), 0);
-        base.read_exact(&mut bytes)?;
-        values.clear();
-        values.extend(bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)));
-        let after = fold.step(range, &values, &mut stored)?;
+        let after = fold.step(range, &mut base, &mut stored)?;
         ensure!(after.iter().all(|v| v.is_finite()), "the aggregated model is not finite");
-        for (word, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&after) {
-            *word = value.to_le_bytes();
-        }
+        bytes.clear();
+        bytes.extend(after.iter().flat_map(|value| value.to_le_bytes()));
         next.write(&bytes)?;
-    }
-    while frozen > 0 {
-        bytes.resize(usize::try_from(frozen).unwrap_or(usize::MAX).min(4 * CHUNK_COORDINATES), 0);
-        base.read_exact(&mut bytes)?;
-        next.write(&bytes)?;
-        frozen -= bytes.len() as u64;
     }
     finish(next)
 }
@@ -220,9 +233,14 @@ pub(crate) fn is_of_the_disk(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use comity_federation::{ClientId, Encoded, Parameters, PlanDigest, Rounding, Strategy};
+    use comity_federation::{
+        Aggregation, ClientId, Encoded, Parameters, PlanDigest, Rounding, Strategy,
+    };
 
-    const STRATEGIES: [Strategy; 6] = [
+    const STRATEGIES: [Strategy; 9] = [
+        Strategy::Fedavgm { momentum: 0.9 },
+        Strategy::Fedadam { beta1: 0.9, beta2: 0.99, tau: 1e-3 },
+        Strategy::Scaffold,
         Strategy::Fedavg,
         Strategy::Median,
         Strategy::TrimmedMean { trim: 2 },
@@ -240,6 +258,39 @@ mod tests {
             update_norm_max_l2: None,
             update_encoding: UpdateEncoding::Int32,
         }
+    }
+
+    /// As [`super::fold`], for updates of `n_shared` coordinates.
+    fn fold(
+        blobs: &BlobStore,
+        settings: &Aggregation,
+        (base, n_kept): (ModelDigest, usize),
+        n_shared: usize,
+        updates: &[(UpdateDigest, u64)],
+    ) -> anyhow::Result<ModelDigest> {
+        let step = ServerStep::new(settings, n_shared, n_kept);
+        super::fold(blobs, step, settings.update_encoding, base, updates, 1.0)
+    }
+
+    /// The same in memory, each section of the model at once.
+    fn fold_in_memory<U: Updates<Error = std::convert::Infallible> + ?Sized>(
+        step: ServerStep,
+        weights: Vec<u64>,
+        base: &[f32],
+        updates: &mut U,
+    ) -> Parameters {
+        let (n_shared, n_values) = (step.n_shared(), step.n_values());
+        let n_kept = (n_values - n_shared) % n_shared;
+        let Ok(mut fold) = Fold::new(step, weights, 1.0, updates);
+        let mut next = Vec::new();
+        let mut from = 0;
+        while from < n_values {
+            let n = if from == n_shared && n_kept > 0 { n_kept } else { n_shared };
+            let Ok(values) = fold.step(from..from + n, &mut &base[..], updates);
+            next.extend(values);
+            from += n;
+        }
+        Parameters::new(next)
     }
 
     /// `n_updates` updates of `n` coordinates in a store, and the same bytes in memory.
@@ -267,18 +318,20 @@ mod tests {
         let blobs = BlobStore::open(dir.path()).unwrap();
         // More than two chunks and a last one that is not full; once more files than are kept open.
         for (n_updates, n) in [(7, 2 * CHUNK_COORDINATES + 17), (OPEN_FILES_MAX as u32 + 3, 301)] {
-            let base: Vec<f32> = (0..n).map(|i| (i % 1000) as f32 / 100.0).collect();
-            let start = ModelDigest(blobs.put(&Parameters::new(base.clone()).to_bytes()).unwrap());
             let (bytes, updates) = stored(&blobs, n_updates, n);
             let mut slices: Vec<&[u8]> = bytes.iter().map(Vec::as_slice).collect();
             let slices = &mut slices[..];
             for strategy in STRATEGIES {
                 let settings = settings(strategy);
+                let step = ServerStep::new(&settings, n, 5);
+                let base: Vec<f32> =
+                    (0..step.n_values()).map(|i| (i % 1000) as f32 / 100.0).collect();
+                let start = Parameters::new(base.clone());
+                let start = (ModelDigest(blobs.put(&start.to_bytes()).unwrap()), 5);
                 let weights = updates.iter().map(|u| u.1).collect();
-                let Ok(mut at_once) = Fold::new(&settings, weights, n, slices);
-                let Ok(expected) = at_once.step(0..n, &base, slices);
+                let expected = fold_in_memory(step, weights, &base, slices);
                 let next = fold(&blobs, &settings, start, n, &updates).unwrap();
-                assert_eq!(next, Parameters::new(expected).digest(), "{strategy:?}");
+                assert_eq!(next, expected.digest(), "{strategy:?}");
                 let mut turned = updates.clone();
                 turned.reverse();
                 let again = fold(&blobs, &settings, start, n, &turned).unwrap();
@@ -304,8 +357,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let blobs = BlobStore::open(dir.path()).unwrap();
         let n = CHUNK_COORDINATES + 1234;
-        let base = vec![0.25f32; n];
-        let start = ModelDigest(blobs.put(&Parameters::new(base.clone()).to_bytes()).unwrap());
         let client: ClientId = "KR/a".parse().unwrap();
         for encoding in [UpdateEncoding::Int16, UpdateEncoding::Int8] {
             let updates: Vec<Vec<u8>> = (1..=7)
@@ -322,10 +373,13 @@ mod tests {
             for strategy in STRATEGIES {
                 let settings = Aggregation { update_encoding: encoding, ..settings(strategy) };
                 let mut memory = Encoded { updates: &slices, encoding, n_coordinates: n };
-                let Ok(mut at_once) = Fold::new(&settings, vec![1; 7], n, &mut memory);
-                let Ok(expected) = at_once.step(0..n, &base, &mut memory);
+                let step = ServerStep::new(&settings, n, 0);
+                let base = vec![0.25f32; step.n_values()];
+                let start = Parameters::new(base.clone());
+                let start = (ModelDigest(blobs.put(&start.to_bytes()).unwrap()), 0);
+                let expected = fold_in_memory(step, vec![1; 7], &base, &mut memory);
                 let next = fold(&blobs, &settings, start, n, &digests).unwrap();
-                assert_eq!(next, Parameters::new(expected).digest(), "{encoding:?} {strategy:?}");
+                assert_eq!(next, expected.digest(), "{encoding:?} {strategy:?}");
             }
         }
     }
@@ -340,7 +394,8 @@ mod tests {
         let delta: Vec<u8> =
             [1 << 23, 0, -(3 << 22)].into_iter().flat_map(i32::to_le_bytes).collect();
         let update = UpdateDigest(blobs.put(&delta).unwrap());
-        let next = fold(&blobs, &settings(Strategy::Fedavg), base, 3, &[(update, 2)]).unwrap();
+        let next =
+            fold(&blobs, &settings(Strategy::Fedavg), (base, n - 3), 3, &[(update, 2)]).unwrap();
         let expected = [&[1.0, 1.0, 0.5], &values[3..]].concat();
         assert_eq!(next, Parameters::new(expected).digest());
     }
@@ -374,7 +429,8 @@ mod tests {
         let blobs = BlobStore::open(dir.path()).unwrap();
         let base = ModelDigest(blobs.put(&[0; 8]).unwrap());
         let update = UpdateDigest(blobs.put(&[0; 4]).unwrap());
-        let error = fold(&blobs, &settings(Strategy::Fedavg), base, 2, &[(update, 1)]).unwrap_err();
+        let error =
+            fold(&blobs, &settings(Strategy::Fedavg), (base, 0), 2, &[(update, 1)]).unwrap_err();
         assert!(error.to_string().contains("another length"), "{error}");
         assert!(!is_of_the_disk(&error));
     }
@@ -392,8 +448,9 @@ mod tests {
             let whole = std::fs::read(&file).unwrap();
             for altered in [vec![2; 8], vec![1; 7], Vec::new()] {
                 std::fs::write(&file, altered).unwrap();
-                let error = fold(&store(), &settings(Strategy::Fedavg), base, 2, &[(update, 1)])
-                    .unwrap_err();
+                let error =
+                    fold(&store(), &settings(Strategy::Fedavg), (base, 0), 2, &[(update, 1)])
+                        .unwrap_err();
                 assert!(
                     is_of_the_disk(&error) && format!("{error:#}").contains(&hex[2..]),
                     "{error:#}"
@@ -401,6 +458,6 @@ mod tests {
             }
             std::fs::write(&file, whole).unwrap();
         }
-        fold(&store(), &settings(Strategy::Fedavg), base, 2, &[(update, 1)]).unwrap();
+        fold(&store(), &settings(Strategy::Fedavg), (base, 0), 2, &[(update, 1)]).unwrap();
     }
 }

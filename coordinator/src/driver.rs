@@ -667,10 +667,10 @@ impl Driver {
             Effect::Invite { round, cohort, .. } => {
                 info!(run = %id, round, clients = cohort.len(), "round opened");
             }
-            Effect::Aggregate { round, base, updates } => {
+            Effect::Aggregate { round, base, updates, gain } => {
                 let blobs = self.store.blobs();
                 let plan = plan.clone();
-                let n_trainable = plan.manifest().expect("the plan was validated").n_trainable();
+                let step = plan.server_step().expect("the plan was validated");
                 let run = id.clone();
                 let Some(to_self) = self.to_self.upgrade() else { return };
                 tokio::task::spawn_blocking(move || {
@@ -678,8 +678,15 @@ impl Driver {
                         aggregate::statistics(&blobs, &plan, base, &updates)
                             .map(|(model, sums)| (model, Some(sums)))
                     } else {
-                        aggregate::fold(&blobs, &plan.aggregation, base, n_trainable, &updates)
-                            .map(|model| (model, None))
+                        aggregate::fold(
+                            &blobs,
+                            step,
+                            plan.update_encoding(round),
+                            base,
+                            &updates,
+                            gain,
+                        )
+                        .map(|model| (model, None))
                     };
                     // If the driver is gone, the fold is done again after the restart.
                     let _ = to_self.blocking_send(Request::Folded { run, round, folded });

@@ -73,7 +73,7 @@ mod tests {
             plan: run.plan_digest(),
             base: run.model(),
             update: UpdateDigest([(10 * round) as u8 + client as u8; 32]),
-            n_parameters: run.plan().manifest().unwrap().n_trainable() as u64,
+            n_parameters: run.plan().model_manifest().unwrap().n_shared() as u64,
             encoding: UpdateEncoding::Int32,
             n_correct: None,
             loss_sum: None,

@@ -230,7 +230,7 @@ impl ModelCertificate {
             data: plan.data.clone(),
             layers: plan.model.layers.clone(),
             n_parameters: manifest.n_parameters() as u64,
-            n_trained: manifest.n_trainable() as u64,
+            n_trained: manifest.n_shared() as u64,
             tensors: manifest
                 .tensors
                 .iter()

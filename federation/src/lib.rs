@@ -51,7 +51,8 @@ pub use parameters::Parameters;
 pub use participant::{Participant, ParticipantEffect, ParticipantEvent, Task};
 pub use plan::{
     Aggregation, Analytics, CohortPlan, DataContract, DpMetrics, LatePolicy, NamedClient,
-    Normalise, Optimizer, Plan, PrivacyTerms, Sample, Strategy, Training, WeightRule,
+    Normalise, Optimizer, Plan, PrivacyTerms, SERVER_STATE, Sample, ServerStep, Strategy, Training,
+    WeightRule,
 };
 pub use policy::{
     Approval, Circumstances, Finding, Hours, ModelFamily, PinnedOperator, Policy, PolicyRefusal,
@@ -66,6 +67,6 @@ pub use report::{
 };
 pub use run::{Admission, Command, Effect, Event, Outcome, Run};
 pub use signature::Signature;
-pub use strategy::{Encoded, Fold, Updates};
+pub use strategy::{Base, Encoded, Fold, Updates};
 pub use time::Time;
 pub use update::{Contribution, Delta, RoundOutput, Update};

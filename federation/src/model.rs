@@ -117,6 +117,15 @@ pub enum Layer {
         /// Applied in order.
         layers: Vec<Self>,
     },
+    /// `layers`, whose parameters each client trains and keeps for itself: none of them leaves it, and none of
+    /// another client's arrives.  Personalisation by local layers: a local head (FedPer, Arivazhagan et al. 2019,
+    /// <https://arxiv.org/abs/1912.00818>), or local normalisation (as FedBN, Li et al. 2021,
+    /// <https://arxiv.org/abs/2102.07623>, with group or layer normalisation, since batch normalisation mixes
+    /// examples).
+    Local {
+        /// Applied in order.
+        layers: Vec<Self>,
+    },
     /// Mean over the positions of `[positions, n]`.
     MeanPool,
     /// `max(x, 0)`.
@@ -202,20 +211,23 @@ fn refuse_mixing(layer: &serde_json::Value) -> Result<(), String> {
 }
 
 /// One tensor of a model.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TensorSpec {
     /// Such as `layers.0.weight`.
     pub name: String,
     /// Sizes, outermost first.
     pub shape: Vec<usize>,
-    /// Whether it is trained, noised and sent; otherwise it stays as it starts.
+    /// Whether it is trained and noised; otherwise it stays as it starts.
     pub trainable: bool,
+    /// Whether it is trained at each client and kept there; otherwise what is trained is sent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub local: bool,
     /// Its values at the start.
     pub start: Start,
 }
 
 /// A tensor's values at the start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Start {
     /// Uniform in ±1/√fan_in.
@@ -227,6 +239,11 @@ pub enum Start {
     Zeros,
     /// All 1.
     Ones,
+    /// All the same.
+    Filled {
+        /// As what.
+        value: f32,
+    },
 }
 
 impl TensorSpec {
@@ -235,13 +252,19 @@ impl TensorSpec {
     pub fn n_elements(&self) -> usize {
         self.shape.iter().product()
     }
+
+    /// Whether it is trained and sent.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.trainable && !self.local
+    }
 }
 
 /// The tensors of a model, in the order in which [`Parameters`] lays them out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Those that are trained, then those that are frozen; each in the order of the layers, weight
-    /// before bias. So the trained parameters are the first ones.
+    /// Those that are trained and shared, then those that are trained and local, then those that are frozen;
+    /// each in the order of the layers, weight before bias. So the shared parameters are the first ones.
     pub tensors: Vec<TensorSpec>,
 }
 
@@ -252,10 +275,23 @@ impl Manifest {
         self.tensors.iter().map(TensorSpec::n_elements).sum()
     }
 
-    /// Number of trained parameters: the first ones of a model's, and all that an update holds.
+    /// Number of trained parameters: the first ones of a model's.
     #[must_use]
     pub fn n_trainable(&self) -> usize {
         self.tensors.iter().filter(|tensor| tensor.trainable).map(TensorSpec::n_elements).sum()
+    }
+
+    /// Number of parameters that are trained and shared: the first ones of a model's, and all that an update
+    /// holds.
+    #[must_use]
+    pub fn n_shared(&self) -> usize {
+        self.tensors.iter().filter(|tensor| tensor.is_shared()).map(TensorSpec::n_elements).sum()
+    }
+
+    /// Number of parameters that each client trains and keeps: those behind the shared ones.
+    #[must_use]
+    pub fn n_local(&self) -> usize {
+        self.n_trainable() - self.n_shared()
     }
 
     /// Starting values, uniform ones in ±1/√fan_in (He et al. 2015 with a = √5, PyTorch's
@@ -292,6 +328,7 @@ impl Manifest {
                 match tensor.start {
                     Start::Zeros => piece.resize(n, 0.0),
                     Start::Ones => piece.resize(n, 1.0),
+                    Start::Filled { value } => piece.resize(n, value),
                     Start::Uniform { fan_in } => {
                         let bound = 1.0 / (fan_in as f32).sqrt();
                         // 24 bits make an exact f32 in [0, 1).
@@ -396,8 +433,16 @@ impl ModelSpec {
                 "no layer has parameters to train".into(),
             ));
         }
-        // Stable, so that the order of the layers remains on both sides.
-        tensors.sort_by_key(|tensor| !tensor.trainable);
+        if !tensors.iter().any(TensorSpec::is_shared) {
+            return Err(PlanError::invalid(
+                "model.layers",
+                "every layer that is trained is local, so there is nothing to federate; take at least one out of \
+                 its local layer"
+                    .into(),
+            ));
+        }
+        // Stable, so that the order of the layers remains within each kind.
+        tensors.sort_by_key(|tensor| (!tensor.trainable, tensor.local));
         Ok(Manifest { tensors })
     }
 }
@@ -408,7 +453,7 @@ fn n_layers(layers: &[Layer], level: usize) -> Option<usize> {
         return None;
     }
     layers.iter().try_fold(layers.len(), |sum, layer| match layer {
-        Layer::Residual { layers } | Layer::Frozen { layers } => {
+        Layer::Residual { layers } | Layer::Frozen { layers } | Layer::Local { layers } => {
             Some(sum + n_layers(layers, level + 1)?)
         }
         _ => Some(sum),
@@ -420,7 +465,9 @@ impl Layer {
     fn vocabulary(&self) -> Option<usize> {
         match self {
             Self::Embedding { vocabulary, .. } => Some(*vocabulary),
-            Self::Frozen { layers } => layers.first().and_then(Self::vocabulary),
+            Self::Frozen { layers } | Self::Local { layers } => {
+                layers.first().and_then(Self::vocabulary)
+            }
             _ => None,
         }
     }
@@ -561,7 +608,9 @@ impl Layer {
                     Err(format!("its layers give shape {after:?}; they must give the input's"))
                 }
             }
-            Self::Frozen { ref layers } => output_shape_of_all(layers, input),
+            Self::Frozen { ref layers } | Self::Local { ref layers } => {
+                output_shape_of_all(layers, input)
+            }
             Self::MeanPool => sequence().map(|(_, n)| vec![n]),
             Self::Relu | Self::Tanh | Self::Gelu => Ok(input.to_vec()),
             Self::Flatten => input
@@ -582,7 +631,8 @@ impl Layer {
     ) {
         let mut push = |name: &str, shape: &[usize], trainable, start| {
             let name = format!("{prefix}.{name}");
-            tensors.push(TensorSpec { name, shape: shape.to_vec(), trainable, start });
+            let shape = shape.to_vec();
+            tensors.push(TensorSpec { name, shape, trainable, local: false, start });
         };
         let last = *input.last().expect("no shape is empty");
         match *self {
@@ -632,13 +682,20 @@ impl Layer {
                     map.push_tensors(input, &format!("{prefix}.{name}"), trainable, tensors);
                 }
             }
-            Self::Residual { ref layers } | Self::Frozen { ref layers } => {
-                let trainable = trainable && matches!(self, Self::Residual { .. });
+            Self::Residual { ref layers }
+            | Self::Frozen { ref layers }
+            | Self::Local { ref layers } => {
+                let trainable = trainable && !matches!(self, Self::Frozen { .. });
+                let first = tensors.len();
                 let mut shape = input.to_vec();
                 for (index, layer) in layers.iter().enumerate() {
                     let prefix = format!("{prefix}.layers.{index}");
                     layer.push_tensors(&shape, &prefix, trainable, tensors);
                     shape = layer.output_shape(&shape).expect("the whole was checked");
+                }
+                if matches!(self, Self::Local { .. }) {
+                    // What is frozen inside of it is as frozen as elsewhere.
+                    tensors[first..].iter_mut().for_each(|tensor| tensor.local = tensor.trainable);
                 }
             }
             Self::MaxPool2d { .. }
@@ -777,6 +834,7 @@ mod tests {
                 expected.push(match tensor.start {
                     Start::Zeros => 0.0,
                     Start::Ones => 1.0,
+                    Start::Filled { value } => value,
                     Start::Uniform { fan_in } => {
                         let unit = (rng.next_u32() >> 8) as f32 / 16_777_216.0;
                         (2.0 * unit - 1.0) * (1.0 / (fan_in as f32).sqrt())

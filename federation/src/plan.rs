@@ -3,8 +3,11 @@
 mod aggregation;
 mod clients;
 mod cohort;
+mod server_step;
+mod strategy;
 mod training;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
@@ -14,15 +17,22 @@ use comity_privacy::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use aggregation::{Aggregation, Strategy};
+pub use aggregation::Aggregation;
 pub use cohort::{CohortPlan, LatePolicy, NamedClient, Sample, WeightRule};
+pub use server_step::ServerStep;
+pub use strategy::Strategy;
 pub use training::{Optimizer, Training};
 
-use crate::{ClientId, Layer, Manifest, ModelSpec, PlanDigest, PlanError, UpdateEncoding};
+use crate::{
+    ClientId, Layer, Manifest, ModelSpec, Parameters, PlanDigest, PlanError, TensorSpec,
+    UpdateEncoding,
+};
 
 /// The tensor of means with which a model begins that standardises features; the one of standard
 /// deviations follows it.
 pub(crate) const STANDARDISE_MEAN: &str = "layers.0.mean";
+/// How the names of tensors begin that the strategy remembers.
+pub const SERVER_STATE: &str = "server.";
 /// Most rounds in a run.
 const ROUNDS_MAX: u32 = 100_000;
 /// Most values in one example.
@@ -191,12 +201,52 @@ impl Plan {
         PlanDigest(*hasher.finalize().as_bytes())
     }
 
-    /// The tensors of the model.
+    /// The tensors of what a round calls its model: those of the [model](Self::model_manifest), and behind
+    /// them what the strategy remembers, such as `server.momentum.layers.0.weight`, in the shapes of the
+    /// shared parameters.
+    ///
+    /// It is one blob with one digest, so that whoever has a round's updates can check the server's step,
+    /// and nothing besides it has to survive a crash.
     ///
     /// # Errors
     /// [`PlanError::Layer`] if the layers do not fit the data or one another.
     pub fn manifest(&self) -> Result<Manifest, PlanError> {
+        let mut manifest = self.model_manifest()?;
+        let shared: Vec<TensorSpec> =
+            manifest.tensors.iter().filter(|tensor| tensor.is_shared()).cloned().collect();
+        for (name, start) in self.aggregation.strategy.server_state() {
+            manifest.tensors.extend(shared.iter().map(|tensor| TensorSpec {
+                name: format!("{SERVER_STATE}{name}.{}", tensor.name),
+                trainable: false,
+                start,
+                ..tensor.clone()
+            }));
+        }
+        Ok(manifest)
+    }
+
+    /// The tensors of the model itself.
+    ///
+    /// # Errors
+    /// As [`manifest`](Self::manifest).
+    pub fn model_manifest(&self) -> Result<Manifest, PlanError> {
         self.model.manifest(&self.data.shape, self.data.classes)
+    }
+
+    /// The parameters of the model itself, which are the first ones of a round's `model`.
+    ///
+    /// # Errors
+    /// As [`manifest`](Self::manifest).
+    ///
+    /// # Panics
+    /// If `model` is shorter than the model of this plan.
+    pub fn model_of<'a>(&self, model: &'a Parameters) -> Result<Cow<'a, Parameters>, PlanError> {
+        let n = self.model_manifest()?.n_parameters();
+        let values = model.values();
+        Ok(match values.len() {
+            all if all == n => Cow::Borrowed(model),
+            _ => Cow::Owned(Parameters::new(values[..n].to_vec())),
+        })
     }
 
     /// What the plan says of `client`, if it names it.
@@ -298,9 +348,9 @@ impl Plan {
     /// # Errors
     /// As [`manifest`](Self::manifest).
     pub fn bytes_out_round(&self) -> Result<u64, PlanError> {
-        let n_trainable = self.manifest()?.n_trainable() as u64;
+        let n_shared = self.model_manifest()?.n_shared() as u64;
         let statistics = self.analytics_request().map_or(0, |request| request.n_values());
-        Ok(self.update_encoding(1).bytes(n_trainable).max(UpdateEncoding::Int32.bytes(statistics)))
+        Ok(self.update_encoding(1).bytes(n_shared).max(UpdateEncoding::Int32.bytes(statistics)))
     }
 
     /// How many values a client keeps of its own between the rounds; 0 where it keeps none.
@@ -308,7 +358,12 @@ impl Plan {
     /// # Errors
     /// As [`manifest`](Self::manifest).
     pub fn client_state_len(&self) -> Result<usize, PlanError> {
-        Ok(0)
+        let manifest = self.model_manifest()?;
+        let control = match self.aggregation.strategy {
+            Strategy::Scaffold => manifest.n_shared(),
+            _ => 0,
+        };
+        Ok(manifest.n_local() + control)
     }
 
     /// How many privacy units `client` declares: persons where they are protected, else records.
@@ -379,7 +434,7 @@ impl Plan {
             steps_per_round: 1,
             rounds: self.rounds,
             clip_norm_l2: *clip_norm_l2,
-            n_parameters: self.manifest()?.n_trainable() as u64,
+            n_parameters: self.model_manifest()?.n_shared() as u64,
             metrics_rho_per_round: 0.0,
             loss: None,
             analytics: None,
@@ -409,7 +464,7 @@ impl Plan {
             steps_per_round: self.steps_per_round(client),
             rounds: self.rounds,
             clip_norm_l2: *clip_norm_l2,
-            n_parameters: self.manifest()?.n_trainable() as u64,
+            n_parameters: self.model_manifest()?.n_trainable() as u64,
             metrics_rho_per_round: metrics.and_then(|m| m.accuracy_rho_per_round).unwrap_or(0.0),
             loss: metrics.and_then(|m| m.loss),
             analytics: self.analytics_request(),
@@ -531,11 +586,6 @@ impl Plan {
                 "where institutions are protected they count the same: use \"uniform\"",
             )?;
             check(
-                self.aggregation.strategy == Strategy::Fedavg,
-                "aggregation.strategy",
-                "where institutions are protected their mean is what is accounted for; use \"fedavg\"",
-            )?;
-            check(
                 self.aggregation.country_weight_max.is_none(),
                 "aggregation.country_weight_max",
                 "where institutions are protected they count the same; leave it out",
@@ -622,7 +672,8 @@ impl Plan {
             request.validate().map_err(|e| PlanError::invalid("analytics", e.to_string()))?;
         }
 
-        self.aggregation.validate(cohort)
+        self.aggregation.validate(cohort)?;
+        self.validate_strategy()
     }
 }
 

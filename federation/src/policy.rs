@@ -273,7 +273,7 @@ impl Policy {
 
     fn parameters(&self, plan: &Plan) -> Verdict {
         // A validated plan's layers fit; one that is not has no model of an allowed size.
-        let n = plan.manifest().map_or(u64::MAX, |manifest| manifest.n_parameters() as u64);
+        let n = plan.model_manifest().map_or(u64::MAX, |manifest| manifest.n_parameters() as u64);
         if n <= self.parameters_max {
             return Ok(format!("the model has {n} parameters, at most {}", self.parameters_max));
         }

@@ -156,7 +156,7 @@ pub enum Command {
 }
 
 /// What the driver must do next.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Make the event of this step durable before anything that follows.
     Record,
@@ -188,6 +188,8 @@ pub enum Effect {
         base: ModelDigest,
         /// Blobs and integer weights.
         updates: Vec<(UpdateDigest, u64)>,
+        /// The round's factor on the server's learning rate: 1, but with FedNova.
+        gain: f64,
     },
     /// Tell everybody how the run ended.
     Finish(Outcome),
@@ -270,7 +272,7 @@ impl Run {
     /// If `plan` was not validated: [`Plan`] can be read only through its validation.
     #[must_use]
     pub fn new(id: RunId, plan: Plan, start: ModelDigest, started: Time) -> Self {
-        let n_parameters = plan.manifest().expect("the plan was validated").n_trainable() as u64;
+        let n_parameters = plan.model_manifest().expect("the plan was validated").n_shared() as u64;
         let closes = started.after(plan.cohort.gathering_deadline);
         let positions =
             plan.cohort.clients.iter().enumerate().map(|(i, named)| (named.id.clone(), i));

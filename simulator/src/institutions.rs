@@ -5,7 +5,7 @@
 //! what it trusts.  Here it is for federations of many, where it says what a thousand institutions
 //! would pay for hiding that one of them takes part.
 
-use comity_federation::{Aggregation, ClientId, FixedPoint, ModelDigest, Parameters, Plan, RunId};
+use comity_federation::{ClientId, ModelDigest, Parameters, Plan, RunId, ServerStep};
 use comity_privacy::{
     Ledger, LedgerEntry, Limit, PrivacyError, PrivacyPlan, ReservationKey, Session, Statement,
     clip_factor,
@@ -59,21 +59,20 @@ impl TrustedCoordinator {
         Ok(drawn.into_iter().map(|position| present[position].clone()).collect())
     }
 
-    /// The next model: `base`, of which the first `n_trainable` parameters move by the server's step on
-    /// the private mean of `deltas`, which lie on the plan's grid.
+    /// The next model: what the server's `step` makes of `base` and the private mean of `deltas`, which lie on
+    /// the plan's grid.
     ///
     /// Each delta is clipped as one, their sum is noised, and it is divided by the expected cohort: how
     /// many there really were is not told.
     pub(crate) fn step(
         &mut self,
-        settings: &Aggregation,
+        step: &ServerStep,
         base: &Parameters,
-        n_trainable: usize,
         deltas: &[&[u8]],
     ) -> Result<(Parameters, ModelDigest), PrivacyError> {
         let mut session = self.open.take().ok_or(PrivacyError::NoBatch)?;
-        let grid = FixedPoint::new(settings.fixed_point_bits).expect("the plan was validated");
-        let mut sum = vec![0.0_f64; n_trainable];
+        let grid = step.grid();
+        let mut sum = vec![0.0_f64; step.n_shared()];
         for bytes in deltas {
             let words = bytes.as_chunks::<4>().0;
             let change = |word: &[u8; 4]| grid.mean(i64::from(i32::from_le_bytes(*word)), 1);
@@ -86,12 +85,8 @@ impl TrustedCoordinator {
         let noise =
             session.noise_ahead()?.lanes(1).remove(0).next().ok_or(PrivacyError::NoBatch)??;
         let mean = session.privatise(&sum, noise)?;
-        let mut next = base.values().to_vec();
-        for (value, change) in next.iter_mut().zip(&mean) {
-            let step = settings.server_learning_rate * f64::from(*change);
-            *value = (f64::from(*value) + step) as f32;
-        }
-        let released = session.finish(Parameters::new(next));
+        // What follows on the noised mean is post-processing.
+        let released = session.finish(step.follow(base, &mean));
         let digest = released.value().digest();
         self.ledger.commit(&mut self.entries, released.receipt(), digest.0)?;
         Ok((released.into_value(), digest))
@@ -143,7 +138,7 @@ mod tests {
             let run: RunId = "sample-1".parse().unwrap();
             trusted.draw(&run, 1, &present, NoiseMode::Seeded, 1).unwrap();
             let base = Parameters::new(vec![0.0; n]);
-            trusted.step(&plan.aggregation, &base, n, deltas).unwrap().0
+            trusted.step(&plan.server_step().unwrap(), &base, deltas).unwrap().0
         };
         let quiet = delta(&plan, n, 1e-4);
         for (change, expected) in [(100.0, clip), (1e-3, 1e-3 * (n as f64).sqrt())] {

@@ -52,7 +52,9 @@ fn of_layer(layer: &Layer) -> ModelFamily {
         | Layer::AvgPool2d { .. }
         | Layer::GroupNorm { .. }
         | Layer::Scattering { .. } => ModelFamily::Convolution,
-        Layer::Residual { layers } | Layer::Frozen { layers } => of_layers(layers),
+        Layer::Residual { layers } | Layer::Frozen { layers } | Layer::Local { layers } => {
+            of_layers(layers)
+        }
         Layer::Linear { .. }
         | Layer::LoraLinear { .. }
         | Layer::LayerNorm

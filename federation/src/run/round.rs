@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{Answer, Answers, Asked, Effect, LATE_STILL_TRAINING, Outcome, Phase, Run};
 use crate::plan::millionths;
+use crate::strategy::fednova;
 use crate::{
     ClientId, ContributionReport, Country, ModelDigest, Rejection, RoundReport, Strategy, Time,
     UpdateDigest, weights,
@@ -207,16 +208,17 @@ impl Run {
         Ok(effects)
     }
 
-    /// The contributions of the last round with the weights with which they count.
+    /// The contributions of the last round with the weights with which they count, and the factor on the
+    /// server's learning rate that goes with them.
     pub(super) fn weighted(
         &self,
         contributions: &[ContributionReport],
-    ) -> Vec<(UpdateDigest, u64)> {
+    ) -> (Vec<(UpdateDigest, u64)>, f64) {
         let updates = contributions.iter().map(|c| c.update);
         let mut weights: Vec<u64> = contributions.iter().map(|c| c.weight).collect();
         if self.last_round() == 0 {
             // Statistics are sums: everybody's count once.
-            return updates.zip(weights).collect();
+            return (updates.zip(weights).collect(), 1.0);
         }
         if let Strategy::Fedbuff { .. } = self.plan.aggregation.strategy {
             let ages: Vec<u32> = contributions.iter().map(|c| c.staleness).collect();
@@ -227,7 +229,16 @@ impl Run {
                 contributions.iter().map(|c| c.client.country()).zip(weights).collect();
             weights = weights::capped(&by_country, millionths(share));
         }
-        updates.zip(weights).collect()
+        let mut gain = 1.0;
+        if let Strategy::Fednova { .. } = self.plan.aggregation.strategy {
+            let n_steps = |c: &ContributionReport| {
+                self.plan.steps_per_round(&self.plan.cohort.clients[self.positions[&c.client]])
+            };
+            let counted: Vec<(u64, u32)> =
+                weights.iter().copied().zip(contributions.iter().map(n_steps)).collect();
+            (weights, gain) = fednova::normalised(&self.plan, &counted);
+        }
+        (updates.zip(weights).collect(), gain)
     }
 
     /// What `clients` lack for a quorum, in words; `None` if they are enough.

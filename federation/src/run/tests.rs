@@ -70,7 +70,7 @@ fn a_run_goes_through_its_rounds_to_the_end() {
         [submit("a", 1, START, 1), submit("b", 1, START, 2), submit("c", 1, START, 3)],
     )
     .unwrap();
-    let Effect::Aggregate { round: 1, base: START, updates } = &effects[1] else {
+    let Effect::Aggregate { round: 1, base: START, updates, gain: 1.0 } = &effects[1] else {
         panic!("{effects:?}")
     };
     // Clients are in the order of their ids (JP, KR, VN), weights as declared.

@@ -103,11 +103,11 @@ impl Run {
                 round: record.round,
                 present: self.available().cloned().collect(),
             }),
-            (Phase::Aggregating, Some(record)) => Some(Effect::Aggregate {
-                round: record.round,
-                base: self.model,
-                updates: self.weighted(&record.contributions),
-            }),
+            (Phase::Aggregating, Some(record)) => {
+                let (updates, gain) = self.weighted(&record.contributions);
+                let (round, base) = (record.round, self.model);
+                Some(Effect::Aggregate { round, base, updates, gain })
+            }
             _ => None,
         }
     }

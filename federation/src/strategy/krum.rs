@@ -23,7 +23,7 @@ pub(super) fn select<U: Updates + ?Sized>(
     assert!((2 * byzantine + 3..=UPDATES_MAX).contains(&n), "the plan bounds both");
     let mut distances = vec![SquareSum::default(); n * n];
     let mut bytes = Vec::new();
-    for range in ranges(fold.n_coordinates, fold.all_at_once()) {
+    for range in ranges(fold.step.n_shared, fold.all_at_once()) {
         fold.read_all(&range, updates, &mut bytes)?;
         let chunk = |index: usize| &bytes[4 * range.len() * index..4 * range.len() * (index + 1)];
         for one in 0..n {

@@ -17,12 +17,12 @@ pub(super) fn factors<U: Updates + ?Sized>(
     norm_max_l2: f64,
     updates: &mut U,
 ) -> Result<Vec<u64>, U::Error> {
-    let cap = fold.grid.norm_steps(norm_max_l2);
+    let cap = fold.step.grid.norm_steps(norm_max_l2);
     let mut bytes = Vec::new();
     let mut factors = Vec::with_capacity(fold.n_updates());
     for index in 0..fold.n_updates() {
         let mut squares = SquareSum::default();
-        for range in ranges(fold.n_coordinates, super::CHUNK_COORDINATES_MAX) {
+        for range in ranges(fold.step.n_shared, super::CHUNK_COORDINATES_MAX) {
             bytes.resize(4 * range.len(), 0);
             updates.read(index, range.start, &mut bytes)?;
             squares.add(&bytes);

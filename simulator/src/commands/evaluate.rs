@@ -68,7 +68,7 @@ struct ClientScore {
 impl Evaluate {
     pub(crate) fn execute(&self) -> anyhow::Result<()> {
         let plan = read_plan(&self.plan)?;
-        let manifest = plan.manifest()?;
+        let manifest = plan.model_manifest()?;
         let (world, base_dir) = self.world.read()?;
         let device = self.device.open()?;
         // All models are read before the first is scored, so that a wrong name costs no time.

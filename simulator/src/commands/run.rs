@@ -160,7 +160,7 @@ fn write_model(path: &Path, plan: &Plan, result: &SimulationResult) -> anyhow::R
         ("comity.plan".to_owned(), result.report.plan.to_string()),
         ("comity.model".to_owned(), result.report.model.to_string()),
     ]);
-    write_safetensors(path, &plan.manifest()?, &result.model, &metadata)?;
+    write_safetensors(path, &plan.model_manifest()?, &result.model, &metadata)?;
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -20,11 +20,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use comity_burn_models::{Device, Evaluation, all_cores, check_units};
+use comity_burn_models::{Device, Evaluation, all_cores, check_units, personal_model};
 use comity_federation::{
     Accumulator, Circumstances, ClientId, Contribution, Effect, Event, Fold, ModelDigest, Outcome,
     Parameters, Participant, ParticipantEffect, ParticipantEvent, Plan, Policy, Rejection, Run,
-    RunId, RunReport, SquareSum, Task, Time, UpdateDigest, Updates,
+    RunId, RunReport, ServerStep, SquareSum, Task, Time, UpdateDigest, Updates,
 };
 use comity_privacy::{Ledger, Limit, Statement};
 
@@ -70,7 +70,7 @@ pub struct SimulationResult {
     pub report: RunReport,
     /// One score a finished round.
     pub rounds: Vec<RoundScore>,
-    /// The last model.
+    /// The last model, without what the server remembers behind it.
     pub model: Parameters,
     /// Every client's ledger.
     pub ledgers: BTreeMap<ClientId, Ledger>,
@@ -140,6 +140,8 @@ struct Engine<'a> {
     updates: UpdateStore,
     /// Where all that counts is the sum.
     sum: Option<RoundSum>,
+    /// The server's.
+    step: ServerStep,
     /// Coordinates of an update.
     n_coordinates: usize,
     rounds: Vec<RoundScore>,
@@ -156,9 +158,9 @@ impl<'a> Engine<'a> {
                 in_data: data.n_clients(),
             });
         }
-        let manifest = plan.manifest()?;
-        let n_coordinates = manifest.n_trainable();
-        let model = manifest.initial_parameters(plan.seed);
+        let step = plan.server_step()?;
+        let n_coordinates = step.n_shared();
+        let model = plan.manifest()?.initial_parameters(plan.seed);
         let now = Time::default();
         let id = RunId::derive(&plan.name, &plan.digest(), FEDERATION, now);
         let run = Run::new(id, plan.clone(), model.digest(), now);
@@ -193,6 +195,7 @@ impl<'a> Engine<'a> {
             bases: BTreeMap::new(),
             updates: UpdateStore::default(),
             sum: plan.sums_on_arrival().then(|| RoundSum::new(n_coordinates)),
+            step,
             n_coordinates,
             rounds: Vec::new(),
             round_started: Instant::now(),
@@ -454,8 +457,8 @@ impl<'a> Engine<'a> {
                         self.assign(self.positions[&client], task);
                     }
                 }
-                Effect::Aggregate { round, updates, .. } => {
-                    self.aggregate(round, &updates, observe)?;
+                Effect::Aggregate { round, updates, gain, .. } => {
+                    self.aggregate(round, &updates, gain, observe)?;
                 }
                 Effect::Finish(outcome) => {
                     let status = match outcome {
@@ -527,17 +530,22 @@ impl<'a> Engine<'a> {
         &mut self,
         round: u32,
         updates: &[(UpdateDigest, u64)],
+        gain: f64,
         observe: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), SimulationError> {
         if round == 0 {
             return self.conclude(updates, observe);
         }
-        let (next, digest) = self.next_model(round, updates)?;
+        let (next, digest) = self.next_model(round, updates, gain)?;
         self.model = Arc::new(next);
-        let score = self.scoring.score(&self.model)?;
+        let score = self.scoring.score(&*self.simulation.plan.model_of(&self.model)?)?;
         let newest = self.run.n_rounds() - 1;
         let record = self.run.rounds_from(newest).pop().expect("a round is being aggregated");
-        let own = self.scoring.score_clients(&self.model, self.simulation)?;
+        let model_of = |position: usize| {
+            let state = self.clients[position].state.as_ref();
+            personal_model(self.simulation.plan, &self.model, state)
+        };
+        let own = self.scoring.score_clients(model_of, self.simulation)?;
         let shared = self.trusted.as_ref().map(TrustedCoordinator::epsilon);
         let epsilon = |position: usize| shared.or(self.clients[position].epsilon);
         let clients = client_rounds(&record, |id| {
@@ -575,6 +583,7 @@ impl<'a> Engine<'a> {
         &mut self,
         round: u32,
         updates: &[(UpdateDigest, u64)],
+        gain: f64,
     ) -> Result<(Parameters, ModelDigest), SimulationError> {
         let plan = self.simulation.plan;
         if let Some(trusted) = &mut self.trusted {
@@ -583,15 +592,14 @@ impl<'a> Engine<'a> {
                 .map(|(digest, _)| self.updates.bytes(digest))
                 .collect::<Result<_, _>>()?;
             let deltas: Vec<&[u8]> = deltas.iter().map(AsRef::as_ref).collect();
-            let settings = &plan.aggregation;
-            return Ok(trusted.step(settings, &self.model, self.n_coordinates, &deltas)?);
+            return Ok(trusted.step(&self.step, &self.model, &deltas)?);
         }
         let weights: Vec<u64> = updates.iter().map(|(_, weight)| *weight).collect();
         let next = if let Some(sum) = &mut self.sum {
             let (sum, total, n_updates) = sum.take();
             let expected = (weights.iter().sum::<u64>(), weights.len());
             assert_eq!((total, n_updates), expected, "what was accepted is what counts");
-            self.stepped(weights, &mut Summed(&sum))?
+            self.stepped(weights, gain, &mut Summed(&sum))?
         } else {
             let mut chosen = Chosen {
                 store: &self.updates,
@@ -600,26 +608,24 @@ impl<'a> Engine<'a> {
                 n_coordinates: self.n_coordinates,
                 encoded: Vec::new(),
             };
-            self.stepped(weights, &mut chosen)?
+            self.stepped(weights, gain, &mut chosen)?
         };
         let digest = next.digest();
         Ok((next, digest))
     }
 
-    /// The model after the strategy's step on `updates`, which hold the trained parameters: the first ones.
+    /// The model after the strategy's step on `updates`.
     fn stepped<U: Updates<Error = std::io::Error>>(
         &self,
         weights: Vec<u64>,
+        gain: f64,
         updates: &mut U,
     ) -> Result<Parameters, SimulationError> {
-        let settings = &self.simulation.plan.aggregation;
-        let (trained, frozen) = self.model.values().split_at(self.n_coordinates);
-        let mut fold = Fold::new(settings, weights, self.n_coordinates, updates)?;
+        let mut fold = Fold::new(self.step.clone(), weights, gain, updates)?;
         let mut next = Vec::with_capacity(self.model.values().len());
         for range in fold.chunks() {
-            next.extend(fold.step(range.clone(), &trained[range], updates)?);
+            next.extend(fold.step(range, &mut self.model.values(), updates)?);
         }
-        next.extend(frozen);
         Ok(Parameters::new(next))
     }
 
@@ -676,7 +682,10 @@ impl<'a> Engine<'a> {
         SimulationResult {
             report: self.run.report(),
             rounds: self.rounds,
-            model: Arc::unwrap_or_clone(self.model),
+            model: (self.simulation.plan)
+                .model_of(&self.model)
+                .expect("the plan was validated")
+                .into_owned(),
             institutions: self.trusted.map(|trusted| trusted.statement(self.simulation.noise)),
             ledgers: self.ids.into_iter().zip(ledgers).collect(),
         }

@@ -1,9 +1,10 @@
 //! How good a round's model is: on the public test set, at each client, and at what attackers taught it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::thread;
 
-use comity_burn_models::{Device, Evaluation, TrainError, evaluate, normalisation};
+use comity_burn_models::{Device, Evaluation, RoundError, TrainError, evaluate, normalisation};
 use comity_datasets::Dataset;
 use comity_federation::{ClientId, Country, Parameters, Plan, RoundReport, Time};
 
@@ -62,10 +63,11 @@ impl<'a> Scoring<'a> {
         })
     }
 
-    /// How the model does on what each client keeps for testing, in the plan's order; `None` where no client keeps anything.
-    pub(super) fn score_clients(
+    /// How each client's model, which is the round's with the client's own layers, does on what the client keeps
+    /// for testing, in the plan's order; `None` where no client keeps anything.
+    pub(super) fn score_clients<'m>(
         &self,
-        model: &Parameters,
+        model_of: impl Fn(usize) -> Result<Cow<'m, Parameters>, RoundError> + Sync,
         simulation: &Simulation<'_>,
     ) -> Result<Option<Vec<Option<Evaluation>>>, SimulationError> {
         let data = simulation.data;
@@ -74,7 +76,8 @@ impl<'a> Scoring<'a> {
         }
         let score = |position: usize| -> Result<Option<Evaluation>, SimulationError> {
             let Some(test) = data.client_test(position) else { return Ok(None) };
-            Ok(Some(self.on(model, &test)?))
+            let model = model_of(position)?;
+            Ok(Some(self.on(&model, &test)?))
         };
         let n_threads = simulation.n_threads.get();
         let n_each = data.n_clients().div_ceil(n_threads).max(1);

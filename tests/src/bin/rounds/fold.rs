@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::time::Instant;
 
-use comity_federation::{Aggregation, Fold, Strategy, Updates};
+use comity_federation::{Aggregation, Fold, ServerStep, Strategy, Updates};
 use comity_journal::{BlobReader, BlobStore};
 
 use crate::peers;
@@ -88,10 +88,11 @@ where
     let mut rates = Vec::new();
     let base = vec![0.5f32; N];
     for _ in 0..REPEATS {
-        let mut fold = Fold::new(&settings, weights.clone(), N, updates).map_err(Into::into)?;
+        let step = ServerStep::new(&settings, N, 0);
+        let mut fold = Fold::new(step, weights.clone(), 1.0, updates).map_err(Into::into)?;
         let began = Instant::now();
         for range in fold.chunks() {
-            let next = fold.step(range.clone(), &base[range], updates).map_err(Into::into)?;
+            let next = fold.step(range, &mut &base[..], updates).map_err(Into::into)?;
             black_box(next);
         }
         rates.push((4 * N * N_UPDATES) as f64 / began.elapsed().as_secs_f64() / 1e9);
