@@ -153,9 +153,12 @@ impl<'a> Own<'a> {
 /// # Errors
 /// [`RoundError`] if one of them is of another plan.
 pub fn personal_model<'a>(
-    plan: &'a Plan,
+    plan: &Plan,
     model: &'a Parameters,
-    state: Option<&'a ClientState>,
+    state: Option<&ClientState>,
 ) -> Result<Cow<'a, Parameters>, RoundError> {
-    Ok(Own::of(plan, model, state)?.start())
+    Ok(match Own::of(plan, model, state)?.start() {
+        Cow::Owned(own) => Cow::Owned(own),
+        Cow::Borrowed(_) => Cow::Borrowed(model),
+    })
 }

@@ -64,6 +64,14 @@ pub enum SimulationError {
     /// A file of the simulation's own could not be written or read.
     #[error("a working file of the simulation: {0}")]
     Io(#[from] std::io::Error),
+    /// A checkpoint cannot be gone on from.
+    #[error("cannot go on from {}: {reason}", path.display())]
+    Checkpoint {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// It was told to stop.
     #[error("the simulation was interrupted")]
     Interrupted,
@@ -104,6 +112,9 @@ impl SimulationError {
             Self::World(_) => {
                 Some("examples/fashion/world.toml is a commented sample of a world file")
             }
+            Self::Checkpoint { .. } => Some(
+                "begin anew without --resume, or give the plan and world that it was begun with",
+            ),
             Self::Rejected(_) => Some("please report this with the plan and the world"),
             _ => None,
         }

@@ -92,6 +92,18 @@ impl TrustedCoordinator {
         Ok((released.into_value(), digest))
     }
 
+    /// What its ledger wrote.
+    pub(crate) fn entries(&self) -> Vec<LedgerEntry> {
+        self.entries.clone()
+    }
+
+    /// The ledger as `entries` say, between two rounds.
+    pub(crate) fn replay(&mut self, entries: Vec<LedgerEntry>) -> Result<(), PrivacyError> {
+        self.ledger = Ledger::replay(self.ledger.limit(), entries.iter().cloned())?;
+        self.entries = entries;
+        Ok(())
+    }
+
     /// ε of all rounds so far, at the plan's δ.
     pub(crate) fn epsilon(&self) -> f64 {
         self.ledger.spent_at(self.plan.budget().delta.get()).epsilon

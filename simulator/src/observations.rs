@@ -22,6 +22,11 @@ pub enum Progress<'a> {
         /// Steps of the round.
         n_steps: u32,
     },
+    /// The simulation goes on from a checkpoint; `rounds` are those that are done.
+    Resumed {
+        /// Their scores.
+        rounds: &'a [RoundScore],
+    },
     /// A round's model was aggregated and scored.
     Round {
         /// The round.

@@ -32,7 +32,7 @@ microbatch = 16
 [privacy]
 mode = "none"
 [cohort]
-min_clients = 5
+min_clients = 2
 min_countries = 1
 gathering_deadline = "1m"
 round_deadline = "100s"
@@ -242,4 +242,129 @@ fn a_simulation_stops_when_it_is_told_to() {
     });
     assert!(matches!(result, Err(SimulationError::Interrupted)));
     assert_eq!(n_rounds, 2);
+}
+
+/// Runs until `stop_after` rounds are done, and goes on from there.
+fn resumed(plan: &Plan, conduct: &Conduct, stop_after: usize) -> Ran {
+    let (data, device) = (data(plan), cpu());
+    let dir = tempfile::tempdir().unwrap();
+    let stop = AtomicBool::new(false);
+    let first = Simulation {
+        conduct: conduct.clone(),
+        checkpoint: Some(dir.path()),
+        stop: Some(&stop),
+        ..Simulation::new(plan, &data, &device)
+    };
+    let mut clients = Vec::new();
+    let mut n_rounds = 0;
+    let ended = first.run(&mut |progress| match progress {
+        Progress::Round { clients: round, .. } => {
+            clients.extend_from_slice(round);
+            n_rounds += 1;
+            stop.store(n_rounds == stop_after, Ordering::Relaxed);
+        }
+        // Not between two rounds only: in the middle of one.
+        Progress::Step { round, step, .. } if round as usize == stop_after + 1 && step == 2 => {
+            stop.store(true, Ordering::Relaxed);
+        }
+        _ => {}
+    });
+    let ended = ended.map(|result| result.report);
+    assert!(matches!(ended, Err(SimulationError::Interrupted)), "{ended:#?}");
+    // What a process wrote that was killed before its next checkpoint is not read.
+    let journal = dir.path().join("journal.jsonl");
+    let mut text = std::fs::read(&journal).unwrap();
+    text.extend_from_slice(b"{\"client\":[0,{\"event\":\"acc");
+    std::fs::write(&journal, text).unwrap();
+    let second = Simulation { stop: None, resume: true, ..first };
+    let mut went_on_after = None;
+    let result = second.run(&mut |progress| match progress {
+        Progress::Resumed { rounds } => went_on_after = Some(rounds.len()),
+        Progress::Round { clients: round, .. } => clients.extend_from_slice(round),
+        Progress::Step { .. } => {}
+    });
+    assert_eq!(went_on_after, Some(stop_after));
+    Ran { result: result.unwrap(), clients }
+}
+
+#[test]
+fn a_resumed_simulation_ends_in_the_same_bits_as_an_uninterrupted_one() {
+    let dp =
+        "mode = \"dp_sgd\"\nunit = \"record\"\nepsilon = 8.0\ndelta = 1e-4\nclip_norm_l2 = 0.5";
+    let institutions = "mode = \"dp_fedavg\"\nepsilon = 8.0\ndelta = 1e-2\nclip_norm_l2 = 0.5\ncohort_expected = 5";
+    let fedbuff =
+        ("strategy = \"fedavg\"", "strategy = { fedbuff = { buffer = 5, staleness_max = 3 } }");
+    let none = "mode = \"none\"";
+    for (changes, world) in [
+        (vec![], ""),
+        (vec![("strategy = \"fedavg\"", "strategy = \"median\"")], HARD_WORLD),
+        (vec![fedbuff], HARD_WORLD),
+        (vec![(none, dp)], HARD_WORLD),
+        (vec![(none, institutions)], ""),
+        (
+            vec![
+                ("local_epochs = 1", "local_steps = 4"),
+                ("strategy = \"fedavg\"", "strategy = \"scaffold\""),
+            ],
+            "",
+        ),
+    ] {
+        let plan = plan(&changes);
+        let whole = run(&plan, &conduct(world), 2);
+        for stop_after in [1, 4] {
+            let parts = resumed(&plan, &conduct(world), stop_after);
+            assert_eq!(whole.result.report, parts.result.report, "{changes:?}");
+            assert_eq!(scores(&whole.result.rounds), scores(&parts.result.rounds));
+            assert_eq!(whole.clients, parts.clients);
+        }
+    }
+}
+
+#[test]
+fn another_simulations_checkpoint_and_a_damaged_one_are_refused() {
+    let plan = plan(&[]);
+    let (data, device) = (data(&plan), cpu());
+    let dir = tempfile::tempdir().unwrap();
+    let simulation =
+        Simulation { checkpoint: Some(dir.path()), ..Simulation::new(&plan, &data, &device) };
+    simulation.run(&mut |_| {}).unwrap();
+    // One that is done is done.
+    let again = Simulation { resume: true, ..simulation };
+    let mut n_steps = 0;
+    let result = again.run(&mut |progress| {
+        n_steps += usize::from(matches!(progress, Progress::Step { .. }));
+    });
+    assert_eq!((result.unwrap().report.status, n_steps), (RunStatus::Finished, 0));
+
+    let reason = |simulation: &Simulation<'_>| match simulation.run(&mut |_| {}).unwrap_err() {
+        SimulationError::Checkpoint { reason, .. } => reason,
+        other => panic!("{other}"),
+    };
+    let other = plan_of_other_rounds();
+    assert!(reason(&Simulation { plan: &other, ..again_of(&again) }).contains("the plan differs"));
+    assert!(reason(&Simulation { seed: 2, ..again_of(&again) }).contains("seed differs"));
+    let fewer = FederationData::of_shards(
+        plan.cohort.clients.iter().map(|c| (c.id.clone(), examples(&plan, 63, 0))).collect(),
+        examples(&plan, 300, 99),
+    );
+    assert!(reason(&Simulation { data: &fewer, ..again_of(&again) }).contains("the data differs"));
+    for name in ["journal.jsonl", "checkpoint.json"] {
+        let path = dir.path().join(name);
+        let text = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &text[..text.len() / 2]).unwrap();
+        reason(&again);
+        std::fs::write(&path, text).unwrap();
+    }
+}
+
+fn plan_of_other_rounds() -> Plan {
+    plan(&[("rounds = 6", "rounds = 7")])
+}
+
+fn again_of<'a>(simulation: &Simulation<'a>) -> Simulation<'a> {
+    Simulation {
+        checkpoint: simulation.checkpoint,
+        resume: true,
+        ..Simulation::new(simulation.plan, simulation.data, simulation.device)
+    }
 }

@@ -156,6 +156,7 @@ fn every_step_and_round_is_reported() {
         .run(&mut |progress| match progress {
             Progress::Step { .. } => n_steps_seen += 1,
             Progress::Round { score, .. } => rounds.push(score.clone()),
+            Progress::Resumed { .. } => panic!("nothing was begun before"),
         })
         .unwrap();
     let steps_per_round = plan.steps_per_round(&plan.cohort.clients[0]);

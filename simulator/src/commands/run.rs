@@ -205,6 +205,11 @@ impl Display {
                 self.steps_done.insert((*client).clone(), *step);
                 self.bar.set_position(self.steps_done.values().map(|s| u64::from(*s)).sum());
             }
+            Progress::Resumed { rounds } => {
+                let done = rounds.len() as u32;
+                self.say(&format!("going on after round {done}"));
+                self.open_round(done + 1);
+            }
             Progress::Round { score, .. } => {
                 let line = format!(
                     "round {:>3}  accuracy {:.2} %  loss {:.3}  {:.1} s  model {}",
@@ -214,15 +219,15 @@ impl Display {
                     score.seconds,
                     score.model.short(),
                 );
-                if self.bar.is_hidden() {
-                    eprintln!("{line}")
-                } else {
-                    self.bar.println(line)
-                }
+                self.say(&line);
                 self.steps_done.clear();
                 self.open_round(score.round + 1);
             }
         }
+    }
+
+    fn say(&self, line: &str) {
+        if self.bar.is_hidden() { eprintln!("{line}") } else { self.bar.println(line) }
     }
 
     fn close(&self) {

@@ -24,8 +24,8 @@ pub(super) struct Client {
     pub(super) ledger: Ledger,
     /// ε so far, at the plan's δ; `None` without DP.
     pub(super) epsilon: Option<f64>,
-    /// What it keeps of its own between the rounds; `None` before its first.
-    pub(super) state: Option<ClientState>,
+    /// What its ledger writes.
+    pub(super) entries: Entries,
     /// The round in which it died last.
     pub(super) died_in: Option<u32>,
 }
@@ -39,18 +39,32 @@ pub(super) struct Work<'a> {
     pub(super) delta: Option<f64>,
 }
 
-/// What a client's training gave: a header and the bytes that it names.
-pub(super) type Trained = (Contribution, Vec<u8>);
+/// What a client's training gave.
+pub(super) struct Trained {
+    pub(super) contribution: Contribution,
+    /// What the contribution names.
+    pub(super) bytes: Vec<u8>,
+    /// What the client keeps of its own from now on.
+    pub(super) state: Option<ClientState>,
+}
 
 /// ε of what was reckoned before: clients of one size have spent the same, and each reckoning is dear.
 #[derive(Default)]
 pub(super) struct Reckoned(Mutex<Vec<(Vec<Mechanism>, f64)>>);
 
-/// Entries that nobody has to find again.
-struct Forgotten;
+/// Where a ledger's entries go.
+pub(super) enum Entries {
+    /// Nobody has to find them again.
+    Forgotten,
+    /// The next checkpoint takes them.
+    Kept(Vec<LedgerEntry>),
+}
 
-impl LedgerStore for Forgotten {
-    fn append(&mut self, _: &LedgerEntry) -> Result<(), String> {
+impl LedgerStore for Entries {
+    fn append(&mut self, entry: &LedgerEntry) -> Result<(), String> {
+        if let Self::Kept(entries) = self {
+            entries.push(entry.clone());
+        }
         Ok(())
     }
 }
@@ -69,6 +83,7 @@ impl Client {
         id: &ClientId,
         task: &Task,
         base: &Parameters,
+        state: Option<&ClientState>,
         records: &Dataset,
         attack: Option<&Attack>,
         n_threads: NonZero<usize>,
@@ -86,18 +101,18 @@ impl Client {
             n_threads,
         };
         let privacy = self.privacy.as_ref().zip(randomness);
-        let trained = local_round(&round, self.state.as_ref(), privacy, reservation, progress)?;
+        let trained = local_round(&round, state, privacy, reservation, progress)?;
         let update = Update::new(task, plan, id, trained.release);
         let digest = update.contribution().update.0;
         self.ledger
-            .commit(&mut Forgotten, update.release.receipt(), digest)
+            .commit(&mut self.entries, update.release.receipt(), digest)
             .map_err(|source| SimulationError::Privacy { client: id.clone(), source })?;
-        self.state = trained.state;
         self.epsilon = work.delta.map(|delta| work.reckoned.epsilon(&self.ledger, delta));
-        Ok(match attack {
+        let (contribution, bytes) = match attack {
             Some(attack) => attack.forge(plan, id, &update),
             None => (update.contribution().clone(), update.delta_bytes().to_vec()),
-        })
+        };
+        Ok(Trained { contribution, bytes, state: trained.state })
     }
 
     /// Debits the round of `task`; a second time costs nothing.
@@ -124,7 +139,7 @@ impl Client {
                     (charge, Some(randomness))
                 }
             };
-            Ok((self.ledger.reserve(&mut Forgotten, key, charge)?, randomness))
+            Ok((self.ledger.reserve(&mut self.entries, key, charge)?, randomness))
         };
         debit().map_err(|source| SimulationError::Privacy { client: id.clone(), source })
     }

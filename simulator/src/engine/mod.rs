@@ -8,14 +8,18 @@
 //! When a training ends is known when it begins, so it is computed only when its end comes up, together
 //! with those that end next ([`wave`]): results wait for their moment in bounded memory.
 
+mod checkpoint;
 mod client;
 mod queue;
+mod resume;
 mod scoring;
+mod states;
 mod updates;
 mod wave;
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -28,11 +32,13 @@ use comity_federation::{
 };
 use comity_privacy::{Ledger, Limit, Statement};
 
-use self::client::{Client, Reckoned, Work};
+use self::checkpoint::{Checkpoints, Digest, Line};
+use self::client::{Client, Entries, Reckoned, Trained, Work};
 use self::queue::{Message, Moment, Next, Queue, Training};
 use self::scoring::{Scoring, bytes_by_country, client_rounds, epsilon_by_country, seconds};
+use self::states::States;
 use self::updates::{Chosen, RoundSum, Summed, UpdateStore};
-use self::wave::Job;
+use self::wave::{Job, Ready};
 use crate::conduct::Behaviour;
 use crate::institutions::TrustedCoordinator;
 use crate::{Conduct, Fairness, FederationData, NoiseMode, Progress, RoundScore, SimulationError};
@@ -59,6 +65,10 @@ pub struct Simulation<'a> {
     pub conduct: Conduct,
     /// On how many cores; the result does not depend on it.
     pub n_threads: NonZero<usize>,
+    /// A folder in which the simulation notes after each round where it is; `None`: nowhere.
+    pub checkpoint: Option<&'a Path>,
+    /// Whether it goes on from what is noted there; otherwise that is forgotten.
+    pub resume: bool,
     /// Set to `true` by somebody else, it ends the simulation at the next opportunity.
     pub stop: Option<&'a AtomicBool>,
 }
@@ -91,6 +101,8 @@ impl<'a> Simulation<'a> {
             noise: NoiseMode::Seeded,
             conduct: Conduct::default(),
             n_threads: all_cores(),
+            checkpoint: None,
+            resume: false,
             stop: None,
         }
     }
@@ -106,7 +118,9 @@ impl<'a> Simulation<'a> {
         observe: &mut dyn FnMut(Progress<'_>),
     ) -> Result<SimulationResult, SimulationError> {
         let mut engine = Engine::new(self)?;
-        engine.gather()?;
+        if !engine.resume(observe)? {
+            engine.gather()?;
+        }
         while engine.run.outcome().is_none() {
             engine.advance(observe)?;
         }
@@ -133,7 +147,15 @@ struct Engine<'a> {
     now: Time,
     queue: Queue,
     /// Results that wait for their moment.
-    trained: BTreeMap<Moment, Result<Contribution, String>>,
+    trained: BTreeMap<Moment, Result<Ready, String>>,
+    states: States,
+    checkpoints: Option<Checkpoints>,
+    /// What was recorded since the last checkpoint.
+    lines: Vec<Line>,
+    /// Where clients' states are in the last checkpoint.
+    saved_states: BTreeMap<usize, Digest>,
+    /// Of the data, where checkpoints are written.
+    data_digest: Digest,
     model: Arc<Parameters>,
     /// The models from which somebody may still train.
     bases: BTreeMap<ModelDigest, Arc<Parameters>>,
@@ -172,7 +194,10 @@ impl<'a> Engine<'a> {
             privacy,
             ledger: Ledger::new(limit),
             epsilon: budget.map(|_| 0.0),
-            state: None,
+            entries: match simulation.checkpoint {
+                Some(_) => Entries::Kept(Vec::new()),
+                None => Entries::Forgotten,
+            },
             died_in: None,
         };
         let clients = plan.privacy_plans()?.into_iter().map(new_client).collect();
@@ -191,6 +216,11 @@ impl<'a> Engine<'a> {
             now,
             queue: Queue::default(),
             trained: BTreeMap::new(),
+            states: States::new(data.n_clients(), plan.client_state_len()?)?,
+            checkpoints: None,
+            lines: Vec::new(),
+            saved_states: BTreeMap::new(),
+            data_digest: simulation.checkpoint.map(|_| data.digest()).unwrap_or_default(),
             model: Arc::new(model),
             bases: BTreeMap::new(),
             updates: UpdateStore::default(),
@@ -262,7 +292,11 @@ impl<'a> Engine<'a> {
         client: usize,
         event: ParticipantEvent,
     ) -> Result<(), SimulationError> {
+        let kept = self.checkpoints.is_some().then(|| event.clone());
         let effects = self.clients[client].participant.step(event)?;
+        if let Some(event) = kept.filter(|_| !effects.is_empty()) {
+            self.lines.push(Line::Client(client, event));
+        }
         self.perform_client(client, effects)
     }
 
@@ -333,7 +367,12 @@ impl<'a> Engine<'a> {
     fn ended(&mut self, moment: Moment, training: &Training) -> Result<(), SimulationError> {
         let result = self.trained.remove(&moment).expect("it was trained when its moment came");
         let event = match result {
-            Ok(contribution) => ParticipantEvent::Trained { contribution },
+            Ok(Ready { contribution, state, .. }) => {
+                if let Some(state) = state {
+                    self.states.set(training.client, state)?;
+                }
+                ParticipantEvent::Trained { contribution }
+            }
             Err(reason) => ParticipantEvent::Failed { round: training.task.round, reason },
         };
         self.step_client(training.client, event)
@@ -346,7 +385,7 @@ impl<'a> Engine<'a> {
         observe: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), SimulationError> {
         let Event::Submitted { client, contribution } = &event else {
-            return match self.run.step(event, self.now) {
+            return match self.step(event) {
                 Ok(effects) => self.perform(effects, observe),
                 Err(_) => Ok(()),
             };
@@ -360,7 +399,7 @@ impl<'a> Engine<'a> {
         self.queue.send(at, Message::ToClient(position, settled));
         match refusal {
             None => {
-                let effects = self.run.step(event, self.now)?;
+                let effects = self.step(event)?;
                 if !effects.is_empty() && round > 0 {
                     self.add(position, &contribution)?;
                 }
@@ -424,8 +463,17 @@ impl<'a> Engine<'a> {
         event: Event,
         observe: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), SimulationError> {
-        let effects = self.run.step(event, self.now)?;
+        let effects = self.step(event)?;
         self.perform(effects, observe)
+    }
+
+    fn step(&mut self, event: Event) -> Result<Vec<Effect>, Rejection> {
+        let kept = self.checkpoints.is_some().then(|| event.clone());
+        let effects = self.run.step(event, self.now)?;
+        if let Some(event) = kept.filter(|_| !effects.is_empty()) {
+            self.lines.push(Line::Run(self.now, event));
+        }
+        Ok(effects)
     }
 
     fn perform(
@@ -500,7 +548,8 @@ impl<'a> Engine<'a> {
         for (position, client) in self.clients.iter_mut().enumerate() {
             let Some((moment, task)) = wanted.remove(&position) else { continue };
             let base = Arc::clone(&self.bases[&task.model]);
-            jobs.push(Job { moment, position, id: &self.ids[position], client, task, base });
+            let (id, state) = (&self.ids[position], self.states.get(position)?);
+            jobs.push(Job { moment, position, id, client, task, base, state });
         }
         jobs.sort_by_key(|job| job.moment);
         let work = Work {
@@ -514,9 +563,9 @@ impl<'a> Engine<'a> {
         let (updates, trained) = (&mut self.updates, &mut self.trained);
         wave::train(work, &self.behaviour, jobs, observe, |moment, result| {
             let result = match result {
-                Ok((contribution, bytes)) => {
+                Ok(Trained { contribution, bytes, state }) => {
                     updates.insert(contribution.update, bytes)?;
-                    Ok(contribution)
+                    Ok(Ready { contribution, state, saved: None })
                 }
                 Err(reason) => Err(reason),
             };
@@ -542,8 +591,8 @@ impl<'a> Engine<'a> {
         let newest = self.run.n_rounds() - 1;
         let record = self.run.rounds_from(newest).pop().expect("a round is being aggregated");
         let model_of = |position: usize| {
-            let state = self.clients[position].state.as_ref();
-            personal_model(self.simulation.plan, &self.model, state)
+            let state = self.states.get(position)?;
+            Ok(personal_model(self.simulation.plan, &self.model, state.as_ref())?)
         };
         let own = self.scoring.score_clients(model_of, self.simulation)?;
         let shared = self.trusted.as_ref().map(TrustedCoordinator::epsilon);
@@ -573,8 +622,20 @@ impl<'a> Engine<'a> {
         observe(Progress::Round { score: &score, clients: &clients });
         self.rounds.push(score);
         self.reckoned.forget();
-        let aggregated = Event::Aggregated { round, model: digest, statistics: None };
-        self.step_run(aggregated, observe)?;
+        // They are folded, and nobody asks for them again.
+        updates.iter().for_each(|(update, _)| self.updates.remove(update));
+        self.save(round)?;
+        self.published(round, observe)
+    }
+
+    /// The run learns that the round's model is there.
+    fn published(
+        &mut self,
+        round: u32,
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), SimulationError> {
+        let model = self.model.digest();
+        self.step_run(Event::Aggregated { round, model, statistics: None }, observe)?;
         self.forget();
         Ok(())
     }
@@ -633,7 +694,7 @@ impl<'a> Engine<'a> {
     fn forget(&mut self) {
         let (mut models, mut updates) = self.run.blobs_needed();
         models.extend(self.queue.trainings().map(|(_, training)| training.task.model));
-        updates.extend(self.trained.values().flatten().map(|contribution| contribution.update));
+        updates.extend(self.trained.values().flatten().map(|ready| ready.contribution.update));
         for message in self.queue.messages() {
             match message {
                 Message::ToCoordinator(Event::Submitted { contribution, .. }) => {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::thread;
 
-use comity_burn_models::{Device, Evaluation, RoundError, TrainError, evaluate, normalisation};
+use comity_burn_models::{Device, Evaluation, TrainError, evaluate, normalisation};
 use comity_datasets::Dataset;
 use comity_federation::{ClientId, Country, Parameters, Plan, RoundReport, Time};
 
@@ -67,7 +67,7 @@ impl<'a> Scoring<'a> {
     /// for testing, in the plan's order; `None` where no client keeps anything.
     pub(super) fn score_clients<'m>(
         &self,
-        model_of: impl Fn(usize) -> Result<Cow<'m, Parameters>, RoundError> + Sync,
+        model_of: impl Fn(usize) -> Result<Cow<'m, Parameters>, SimulationError> + Sync,
         simulation: &Simulation<'_>,
     ) -> Result<Option<Vec<Option<Evaluation>>>, SimulationError> {
         let data = simulation.data;

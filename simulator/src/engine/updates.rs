@@ -85,6 +85,10 @@ impl UpdateStore {
         }
     }
 
+    pub(super) fn digests(&self) -> impl Iterator<Item = &UpdateDigest> {
+        self.held.keys()
+    }
+
     /// Forgets an update.
     pub(super) fn remove(&mut self, digest: &UpdateDigest) {
         if let Some(Held::InMemory(bytes)) = self.held.remove(digest) {

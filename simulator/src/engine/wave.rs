@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
-use comity_federation::{ClientId, Parameters, Task};
+use comity_federation::{ClientId, ClientState, Contribution, Parameters, Task};
+use serde::{Deserialize, Serialize};
 
+use super::checkpoint::Digest;
 use super::client::{Client, Trained, Work};
 use super::queue::Moment;
 use crate::conduct::Behaviour;
@@ -24,6 +26,19 @@ pub(super) struct Job<'a> {
     pub(super) client: &'a mut Client,
     pub(super) task: Task,
     pub(super) base: Arc<Parameters>,
+    /// What it keeps of its own; `None` before its first round.
+    pub(super) state: Option<ClientState>,
+}
+
+/// A result that waits for its moment; its bytes are in the store of updates.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Ready {
+    pub(super) contribution: Contribution,
+    /// What the client will keep of its own.
+    #[serde(skip)]
+    pub(super) state: Option<ClientState>,
+    /// The same in a checkpoint.
+    pub(super) saved: Option<Digest>,
 }
 
 /// What a worker has to tell.
@@ -100,5 +115,15 @@ fn train_one(
     let own = work.simulation.data.shard(job.position);
     let poisoned = attack.map(|attack| attack.poison(own.clone().into_owned())).transpose()?;
     let records = poisoned.as_ref().unwrap_or(&own);
-    job.client.train(work, job.id, &job.task, &job.base, records, attack, n_threads, progress)
+    job.client.train(
+        work,
+        job.id,
+        &job.task,
+        &job.base,
+        job.state.as_ref(),
+        records,
+        attack,
+        n_threads,
+        progress,
+    )
 }

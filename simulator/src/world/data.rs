@@ -94,6 +94,24 @@ impl FederationData {
         Self { shared: test.subset(&[]), test, clients }
     }
 
+    /// BLAKE3 of everybody's records and of the test set, in hexadecimal.
+    pub(crate) fn digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new_derive_key("comity federation data v1");
+        hasher.update(&self.test.digest()).update(&self.shared.digest());
+        for client in &self.clients {
+            for rows in [&client.train, &client.test] {
+                match rows {
+                    Rows::Own(data) => _ = hasher.update(&data.digest()),
+                    Rows::Shared(rows) => {
+                        hasher.update(&(rows.len() as u64).to_le_bytes());
+                        rows.iter().for_each(|row| _ = hasher.update(&row.to_le_bytes()));
+                    }
+                }
+            }
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
     /// How many clients there are.
     #[must_use]
     pub fn n_clients(&self) -> usize {
