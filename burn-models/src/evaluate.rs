@@ -9,7 +9,7 @@ use crate::model::{cross_entropy, read};
 use crate::{Device, Model, TrainError};
 
 /// A model's figures on a data set.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Deserialize, serde::Serialize)]
 pub struct Evaluation {
     /// Number of examples.
     pub n: usize,

@@ -72,6 +72,12 @@ pub enum SimulationError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Another process of the same simulation failed.
+    #[error("another process: {0}")]
+    OtherProcess(String),
+    /// The processes of one simulation cannot find one another.
+    #[error("MPI cannot be begun with the threads that a simulation needs")]
+    Mpi,
     /// It was told to stop.
     #[error("the simulation was interrupted")]
     Interrupted,

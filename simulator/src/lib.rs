@@ -22,6 +22,8 @@ mod conduct;
 mod engine;
 mod error;
 mod institutions;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod noise;
 mod observations;
 mod world;
@@ -29,8 +31,10 @@ mod world;
 pub use conduct::{
     Attack, Attackers, Compute, Conduct, Crashes, Dropouts, Links, Stragglers, Trigger,
 };
-pub use engine::{Simulation, SimulationResult};
+pub use engine::{OneProcess, Ranks, Simulation, SimulationResult};
 pub use error::SimulationError;
+#[cfg(feature = "mpi")]
+pub use mpi::Mpi;
 pub use noise::{NoiseMode, SeededNoise, seeded_randomness};
 pub use observations::{ClientRound, Fairness, Progress, RoundScore};
 pub use world::{

@@ -3,13 +3,14 @@
 
 use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Barrier, Mutex};
 
 use comity_burn_models::{Device, DeviceChoice};
 use comity_datasets::{Contract, Dataset, Scale};
 use comity_federation::{Plan, RunStatus};
 use comity_privacy::LedgerEntry;
 use comity_simulator::{
-    ClientRound, Conduct, FederationData, Progress, RoundScore, Simulation, SimulationError,
+    ClientRound, Conduct, FederationData, Progress, Ranks, RoundScore, Simulation, SimulationError,
     SimulationResult,
 };
 
@@ -367,4 +368,102 @@ fn again_of<'a>(simulation: &Simulation<'a>) -> Simulation<'a> {
         resume: true,
         ..Simulation::new(simulation.plan, simulation.data, simulation.device)
     }
+}
+
+/// Threads of this process in the place of several processes.
+struct Thread<'a> {
+    rank: usize,
+    all: &'a Meeting,
+}
+
+/// Where they exchange what they have.
+struct Meeting {
+    barrier: Barrier,
+    bytes: Mutex<Vec<Vec<u8>>>,
+    values: Mutex<Vec<i64>>,
+}
+
+impl Ranks for Thread<'_> {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.all.bytes.lock().unwrap().len()
+    }
+
+    fn gather(&self, mine: &[u8]) -> Vec<Vec<u8>> {
+        self.all.bytes.lock().unwrap()[self.rank] = mine.to_vec();
+        self.all.barrier.wait();
+        let gathered = self.all.bytes.lock().unwrap().clone();
+        self.all.barrier.wait();
+        gathered
+    }
+
+    fn sum(&self, values: &mut [i64]) {
+        let mut sums = self.all.values.lock().unwrap();
+        sums.resize(values.len(), 0);
+        sums.iter_mut().zip(&*values).for_each(|(sum, value)| *sum += value);
+        drop(sums);
+        self.all.barrier.wait();
+        values.copy_from_slice(&self.all.values.lock().unwrap());
+        self.all.barrier.wait();
+        self.all.values.lock().unwrap().clear();
+        self.all.barrier.wait();
+    }
+}
+
+#[test]
+fn several_processes_give_the_bits_of_one() {
+    let dp =
+        "mode = \"dp_sgd\"\nunit = \"record\"\nepsilon = 8.0\ndelta = 1e-4\nclip_norm_l2 = 0.5";
+    let scaffold = [
+        ("local_epochs = 1", "local_steps = 4"),
+        ("strategy = \"fedavg\"", "strategy = \"scaffold\""),
+    ];
+    for changes in [&[][..], &[("mode = \"none\"", dp)], &scaffold] {
+        let plan = plan(changes);
+        let one = run(&plan, &conduct(HARD_WORLD), 2);
+        let (data, device) = (data(&plan), cpu());
+        for n in [2, 3] {
+            let all = Meeting {
+                barrier: Barrier::new(n),
+                bytes: Mutex::new(vec![Vec::new(); n]),
+                values: Mutex::default(),
+            };
+            let results = std::thread::scope(|scope| {
+                let ranks: Vec<_> = (0..n)
+                    .map(|rank| {
+                        let (plan, data, device, all) = (&plan, &data, &device, &all);
+                        scope.spawn(move || {
+                            let simulation = Simulation {
+                                conduct: conduct(HARD_WORLD),
+                                ..Simulation::new(plan, data, device)
+                            };
+                            simulation.run_on(&Thread { rank, all }, &mut |_| {}).unwrap()
+                        })
+                    })
+                    .collect();
+                ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
+            });
+            for result in results {
+                assert_eq!(result.report, one.result.report, "{changes:?}");
+                assert_eq!(scores(&result.rounds), scores(&one.result.rounds));
+            }
+        }
+    }
+}
+
+#[test]
+fn several_processes_refuse_what_needs_whole_updates() {
+    let plan = plan(&[("strategy = \"fedavg\"", "strategy = \"median\"")]);
+    let (data, device) = (data(&plan), cpu());
+    let all = Meeting {
+        barrier: Barrier::new(1),
+        bytes: Mutex::new(vec![Vec::new(); 2]),
+        values: Mutex::default(),
+    };
+    let simulation = Simulation::new(&plan, &data, &device);
+    let error = simulation.run_on(&Thread { rank: 0, all: &all }, &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("run in one process"), "{error}");
 }

@@ -11,6 +11,7 @@
 mod checkpoint;
 mod client;
 mod queue;
+mod ranks;
 mod resume;
 mod scoring;
 mod states;
@@ -35,6 +36,7 @@ use comity_privacy::{Ledger, Limit, Statement};
 use self::checkpoint::{Checkpoints, Digest, Line};
 use self::client::{Client, Entries, Reckoned, Trained, Work};
 use self::queue::{Message, Moment, Next, Queue, Training};
+pub use self::ranks::{OneProcess, Ranks};
 use self::scoring::{Scoring, bytes_by_country, client_rounds, epsilon_by_country, seconds};
 use self::states::States;
 use self::updates::{Chosen, RoundSum, Summed, UpdateStore};
@@ -117,7 +119,24 @@ impl<'a> Simulation<'a> {
         &self,
         observe: &mut dyn FnMut(Progress<'_>),
     ) -> Result<SimulationResult, SimulationError> {
-        let mut engine = Engine::new(self)?;
+        self.run_on(&OneProcess, observe)
+    }
+
+    /// As [`run`](Self::run), in several processes, each of which calls this and gets the same result; the
+    /// ledgers are those of the clients that it trained.
+    ///
+    /// # Errors
+    /// Also [`SimulationError::Plan`] if the processes would have to exchange whole updates.
+    ///
+    /// # Panics
+    /// If a checkpoint is asked for: no process has everything that it would hold.
+    pub fn run_on(
+        &self,
+        ranks: &dyn Ranks,
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<SimulationResult, SimulationError> {
+        assert!(ranks.size() == 1 || self.checkpoint.is_none(), "checkpoints are of one process");
+        let mut engine = Engine::new(self, ranks)?;
         if !engine.resume(observe)? {
             engine.gather()?;
         }
@@ -134,6 +153,9 @@ impl<'a> Simulation<'a> {
 
 struct Engine<'a> {
     simulation: &'a Simulation<'a>,
+    ranks: &'a dyn Ranks,
+    /// Threads of all processes.
+    n_workers: usize,
     run: Run,
     behaviour: Behaviour,
     scoring: Scoring<'a>,
@@ -171,7 +193,7 @@ struct Engine<'a> {
 }
 
 impl<'a> Engine<'a> {
-    fn new(simulation: &'a Simulation<'a>) -> Result<Self, SimulationError> {
+    fn new(simulation: &'a Simulation<'a>, ranks: &'a dyn Ranks) -> Result<Self, SimulationError> {
         let Simulation { plan, data, device, seed, .. } = *simulation;
         let in_plan = plan.cohort.clients.iter().map(|named| &named.id);
         if !in_plan.eq(data.clients()) {
@@ -183,6 +205,8 @@ impl<'a> Engine<'a> {
         let step = plan.server_step()?;
         let n_coordinates = step.n_shared();
         let model = plan.manifest()?.initial_parameters(plan.seed);
+        ranks::check(ranks, plan)?;
+        let n_workers = ranks::n_workers(ranks, simulation.n_threads);
         let now = Time::default();
         let id = RunId::derive(&plan.name, &plan.digest(), FEDERATION, now);
         let run = Run::new(id, plan.clone(), model.digest(), now);
@@ -205,6 +229,8 @@ impl<'a> Engine<'a> {
         let behaviour = Behaviour::new(&simulation.conduct, ids.len(), seed)?;
         Ok(Self {
             simulation,
+            ranks,
+            n_workers,
             scoring: Scoring::new(plan, data, device, behaviour.trigger())?,
             behaviour,
             positions: ids.iter().cloned().zip(0..).collect(),
@@ -336,11 +362,14 @@ impl<'a> Engine<'a> {
         let passes = u64::from(plan.steps_per_round(named)) * u64::from(plan.training.batch);
         let takes = self.behaviour.training_ms(client, passes);
         let dies = self.behaviour.fate(client, task.round).crashes_after;
+        let is_mine = self.is_mine(client);
         let state = &mut self.clients[client];
         if let Some(part) = dies.filter(|_| state.died_in != Some(task.round)) {
             state.died_in = Some(task.round);
             // A real client's ledger was debited before it began.
-            drop(state.debit(self.simulation, &self.ids[client], &task)?);
+            if is_mine {
+                drop(state.debit(self.simulation, &self.ids[client], &task)?);
+            }
             let lost = (part * takes as f64) as u64;
             let at = self.later(lost.saturating_add(self.behaviour.restart_ms()));
             self.queue.send(at, Message::Restarted(client));
@@ -445,7 +474,8 @@ impl<'a> Engine<'a> {
 
     /// Adds an accepted update to the round's sum, where that is all that counts.
     fn add(&mut self, client: usize, contribution: &Contribution) -> Result<(), SimulationError> {
-        if self.sum.is_none() {
+        // Whose client it is has its bytes.
+        if self.sum.is_none() || !self.is_mine(client) {
             return Ok(());
         }
         let words = self.words(contribution)?;
@@ -538,15 +568,20 @@ impl<'a> Engine<'a> {
         let plan = self.simulation.plan;
         let n_bytes = plan.bytes_out_round()?.max(1);
         let n_jobs = usize::try_from(WAVE_BYTES_MAX / n_bytes).unwrap_or(WAVE_MAX);
-        let n_jobs = n_jobs.clamp(self.simulation.n_threads.get(), WAVE_MAX);
+        let n_jobs = n_jobs.clamp(self.n_workers, WAVE_MAX.max(self.n_workers));
         let untrained = self.queue.trainings().filter(|(m, _)| !self.trained.contains_key(m));
         let mut wanted: BTreeMap<usize, (Moment, Task)> = untrained
             .take(n_jobs)
             .map(|(moment, training)| (training.client, (moment, training.task.clone())))
             .collect();
+        let moments: Vec<(Moment, usize)> =
+            wanted.iter().map(|(client, (moment, _))| (*moment, *client)).collect();
         let mut jobs: Vec<Job<'_>> = Vec::with_capacity(wanted.len());
         for (position, client) in self.clients.iter_mut().enumerate() {
-            let Some((moment, task)) = wanted.remove(&position) else { continue };
+            let is_mine = position % self.ranks.size() == self.ranks.rank();
+            let Some((moment, task)) = wanted.remove(&position).filter(|_| is_mine) else {
+                continue;
+            };
             let base = Arc::clone(&self.bases[&task.model]);
             let (id, state) = (&self.ids[position], self.states.get(position)?);
             jobs.push(Job { moment, position, id, client, task, base, state });
@@ -571,7 +606,9 @@ impl<'a> Engine<'a> {
             };
             trained.insert(moment, result);
             Ok(())
-        })
+        })?;
+        self.exchange(&moments);
+        Ok(())
     }
 
     /// Rooms 9 and 10: the exact sum, the server's step, and the score of the new model.
@@ -587,14 +624,17 @@ impl<'a> Engine<'a> {
         }
         let (next, digest) = self.next_model(round, updates, gain)?;
         self.model = Arc::new(next);
-        let score = self.scoring.score(&*self.simulation.plan.model_of(&self.model)?)?;
+        let model = self.simulation.plan.model_of(&self.model)?;
+        let score = ranks::of_first(self.ranks, || self.scoring.score(&model))?;
         let newest = self.run.n_rounds() - 1;
         let record = self.run.rounds_from(newest).pop().expect("a round is being aggregated");
         let model_of = |position: usize| {
             let state = self.states.get(position)?;
             Ok(personal_model(self.simulation.plan, &self.model, state.as_ref())?)
         };
-        let own = self.scoring.score_clients(model_of, self.simulation)?;
+        let is_mine = |client| self.is_mine(client);
+        let own = self.scoring.score_clients(model_of, self.simulation, &is_mine)?;
+        let own = own.map(|own| ranks::of_all(self.ranks, own));
         let shared = self.trusted.as_ref().map(TrustedCoordinator::epsilon);
         let epsilon = |position: usize| shared.or(self.clients[position].epsilon);
         let clients = client_rounds(&record, |id| {
@@ -657,7 +697,7 @@ impl<'a> Engine<'a> {
         }
         let weights: Vec<u64> = updates.iter().map(|(_, weight)| *weight).collect();
         let next = if let Some(sum) = &mut self.sum {
-            let (sum, total, n_updates) = sum.take();
+            let (sum, total, n_updates) = ranks::sum(self.ranks, sum.take());
             let expected = (weights.iter().sum::<u64>(), weights.len());
             assert_eq!((total, n_updates), expected, "what was accepted is what counts");
             self.stepped(weights, gain, &mut Summed(&sum))?

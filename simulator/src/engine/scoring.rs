@@ -7,6 +7,7 @@ use std::thread;
 use comity_burn_models::{Device, Evaluation, TrainError, evaluate, normalisation};
 use comity_datasets::Dataset;
 use comity_federation::{ClientId, Country, Parameters, Plan, RoundReport, Time};
+use serde::{Deserialize, Serialize};
 
 use super::Simulation;
 use crate::conduct::Trigger;
@@ -25,6 +26,7 @@ pub(super) struct Scoring<'a> {
 }
 
 /// A model's figures on the public test set.
+#[derive(Serialize, Deserialize)]
 pub(super) struct Score {
     pub(super) accuracy: f64,
     pub(super) loss: f64,
@@ -69,13 +71,16 @@ impl<'a> Scoring<'a> {
         &self,
         model_of: impl Fn(usize) -> Result<Cow<'m, Parameters>, SimulationError> + Sync,
         simulation: &Simulation<'_>,
+        is_wanted: &dyn Fn(usize) -> bool,
     ) -> Result<Option<Vec<Option<Evaluation>>>, SimulationError> {
         let data = simulation.data;
         if !data.has_client_tests() {
             return Ok(None);
         }
+        let wanted: Vec<bool> = (0..data.n_clients()).map(is_wanted).collect();
         let score = |position: usize| -> Result<Option<Evaluation>, SimulationError> {
-            let Some(test) = data.client_test(position) else { return Ok(None) };
+            let test = data.client_test(position).filter(|_| wanted[position]);
+            let Some(test) = test else { return Ok(None) };
             let model = model_of(position)?;
             Ok(Some(self.on(&model, &test)?))
         };
