@@ -113,6 +113,10 @@ impl SimulationError {
                     "install the package dataset-fashion-mnist (apt-get install \
                      dataset-fashion-mnist), or give the folder that holds the files with --data DIR"
                 }
+                Some(extension) if extension == "data" => {
+                    "fetch the files (comity-sim data fetch heart-disease --out DIR) and give their \
+                     folder with --data DIR"
+                }
                 _ => "give the folder that holds the files with --data DIR",
             }),
             Self::World(_) => {

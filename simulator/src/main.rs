@@ -50,6 +50,9 @@ enum Command {
     Split(commands::split::Split),
     /// Score models on a world's public test set.
     Evaluate(commands::evaluate::Evaluate),
+    /// Fetch public data sets for the examples.
+    #[command(subcommand)]
+    Data(commands::data::Data),
     /// Work out what training costs in privacy, or which noise a budget needs.
     #[command(subcommand)]
     Privacy(commands::privacy::Privacy),
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Run(command) => command.execute(),
         Command::Split(command) => command.execute(),
         Command::Evaluate(command) => command.execute(),
+        Command::Data(command) => command.execute(),
         Command::Privacy(command) => command.execute(),
         Command::Audit(command) => command.execute(),
     };

@@ -1,6 +1,7 @@
 //! The commands, one module each, and how they read plans and worlds.
 
 pub(crate) mod audit;
+pub(crate) mod data;
 pub(crate) mod evaluate;
 pub(crate) mod privacy;
 pub(crate) mod run;
@@ -26,6 +27,9 @@ pub(crate) struct WorldArgs {
     /// Folder with the world's data files; wins over the world's own `data.dir`.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Seeds the split and the simulated noise; wins over the world's own `seed`.
+    #[arg(long, value_name = "N")]
+    world_seed: Option<u64>,
     /// Who trains instead of the federation: `pooled`, one client with the rows of all, or one of the
     /// plan's clients by itself; wins over the world's own `baseline`.
     #[arg(long, value_name = "pooled|CLIENT", value_parser = baseline)]
@@ -45,6 +49,7 @@ impl WorldArgs {
         let text = read_text(&self.world, "world", "examples/fashion/world.toml")?;
         let mut world =
             World::from_toml(&text).with_context(|| format!("in {}", self.world.display()))?;
+        world.seed = self.world_seed.unwrap_or(world.seed);
         if let Some(baseline) = &self.baseline {
             world.baseline = Some(baseline.clone());
         }
