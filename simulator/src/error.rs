@@ -119,9 +119,7 @@ impl SimulationError {
                 }
                 _ => "give the folder that holds the files with --data DIR",
             }),
-            Self::World(_) => {
-                Some("examples/fashion/world.toml is a commented sample of a world file")
-            }
+            Self::World(_) => Some("docs/samples/world.toml is a commented sample of a world file"),
             Self::Checkpoint { .. } => Some(
                 "begin anew without --resume, or give the plan and world that it was begun with",
             ),

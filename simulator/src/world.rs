@@ -149,6 +149,7 @@ impl World {
         plan: &Plan,
         base_dir: &Path,
     ) -> Result<(Dataset, Vec<ClientRows>), SimulationError> {
+        self.baseline_plan(plan)?;
         let WorldData { train, client_test, standardise, .. } = &self.data;
         let mut train = TrainData::load(train, &self.partition, plan, base_dir)?;
         let rows = divide(&train, &self.partition, *client_test, plan, self.seed)?;

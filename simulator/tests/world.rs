@@ -345,6 +345,43 @@ fn a_baseline_trains_on_the_same_rows_as_the_federation() {
     let device = DeviceChoice::Cpu.open().unwrap();
     let simulation = Simulation::new(&alone, &data, &device);
     assert!(simulation.run(&mut |_| {}).unwrap().report.reason.is_none());
+    let again = World::from_toml(&format!("baseline = \"pooled\"\n{world}")).unwrap();
+    let error = again.load(&pooled, dir.path()).unwrap_err().to_string();
+    assert!(error.contains("give the plan of the federation"), "{error}");
     let error = run("{ alone = \"JP/x\" }").unwrap_err().to_string();
     assert!(error.contains("no client JP/x"), "{error}");
+}
+
+/// The sample shows a key's other choices as comments, which have to be right too.
+#[test]
+fn every_choice_that_the_sample_of_a_world_shows_is_read() {
+    let sample = include_str!("../../docs/samples/world.toml");
+    let world = World::from_toml(sample).unwrap();
+    assert!(world.conduct.validate(3).is_ok());
+    let key_of = |line: &str| {
+        let (key, _) = line.split_once(" = ")?;
+        key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_').then(|| key.to_owned())
+    };
+    let lines: Vec<&str> = sample.lines().collect();
+    let mut seen = BTreeSet::new();
+    for (at, line) in lines.iter().enumerate() {
+        let Some(choice) = line.strip_prefix("# ") else { continue };
+        let Some(key) = key_of(choice) else { continue };
+        let text: Vec<&str> = lines
+            .iter()
+            .enumerate()
+            .map(|(i, line)| match (i == at, key_of(line)) {
+                (true, _) => choice,
+                (false, Some(active)) if active == key => "",
+                _ => line,
+            })
+            .collect();
+        let other =
+            World::from_toml(&text.join("\n")).unwrap_or_else(|error| panic!("{choice}: {error}"));
+        assert_ne!(other, world, "{choice}");
+        assert!(other.conduct.validate(3).is_ok(), "{choice}");
+        seen.insert(key);
+    }
+    let expected = ["attackers", "baseline", "partition", "records", "standardise", "train"];
+    assert_eq!(seen.iter().map(String::as_str).collect::<Vec<_>>(), expected);
 }

@@ -46,7 +46,7 @@ fn baseline(text: &str) -> Result<Baseline, IdError> {
 impl WorldArgs {
     /// The world, and the folder at which its paths start.
     fn read(&self) -> anyhow::Result<(World, PathBuf)> {
-        let text = read_text(&self.world, "world", "examples/fashion/world.toml")?;
+        let text = read_text(&self.world, "world", "docs/samples/world.toml")?;
         let mut world =
             World::from_toml(&text).with_context(|| format!("in {}", self.world.display()))?;
         world.seed = self.world_seed.unwrap_or(world.seed);

@@ -20,6 +20,13 @@ impl Baseline {
     /// `plan` for this one client, whose contribution is then the whole round.
     pub(super) fn plan(&self, plan: &Plan) -> Result<Plan, SimulationError> {
         let clients = &plan.cohort.clients;
+        if clients.len() == 1 {
+            return Err(SimulationError::World(
+                "a baseline is of the rows of a federation, and the plan names one client only; give the \
+                 plan of the federation (that in a run's folder is already for the baseline)"
+                    .to_owned(),
+            ));
+        }
         let client = match self {
             Self::Alone(client) => clients[self.place(client, plan)?].clone(),
             Self::Pooled => NamedClient {
