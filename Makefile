@@ -34,6 +34,7 @@ demo: setup-rust setup-data
 
 test: setup-rust
 	@.ci/setup.sh data "$(DATA)"
+	@.ci/setup.sh browser
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo build --locked --workspace

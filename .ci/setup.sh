@@ -2,6 +2,7 @@
 # Installs by package name what a fresh Debian lacks, and says so when it cannot.
 #   setup.sh rust         Rust 1.95 or later, a C compiler, cmake (for the TLS library)
 #   setup.sh data DIR     Fashion-MNIST, unless DIR holds it
+#   setup.sh browser      Chromium, in which a test opens the simulator's report
 #   setup.sh python       Python with virtual environments, for the second accountant
 set -eu
 
@@ -47,12 +48,19 @@ data)
         install_packages dataset-fashion-mnist
     fi
     ;;
+browser)
+    for name in chromium chromium-browser google-chrome chrome; do
+        command -v "$name" >/dev/null 2>&1 && exit 0
+    done
+    hint="install Chromium (Debian: apt-get install chromium)"
+    install_packages chromium
+    ;;
 python)
     hint="install Python 3 with venv (Debian: apt-get install python3 python3-venv)"
     install_packages python3 python3-venv
     ;;
 *)
-    echo "usage: setup.sh rust | data DIR | python" >&2
+    echo "usage: setup.sh rust | data DIR | browser | python" >&2
     exit 2
     ;;
 esac

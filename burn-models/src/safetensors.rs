@@ -1,6 +1,6 @@
 //! Models as safetensors files, with PyTorch's names and layouts, for use outside of Comity.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -115,15 +115,30 @@ pub fn write_safetensors(
         views.push((tensor.name.clone(), view));
         start = end;
     }
-    let metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
-    let file =
-        safetensors::serialize(views, Some(metadata)).map_err(|error| format(error.to_string()))?;
+    let file = safetensors::serialize(views, None).map_err(|error| format(error.to_string()))?;
+    let file = with_metadata(&file, metadata);
     let io = |source| SafetensorsError::Io { path: path.to_owned(), source };
     let partial = path.with_added_extension("partial");
     let mut out = File::create(&partial).map_err(io)?;
     out.write_all(&file).map_err(io)?;
     out.sync_all().map_err(io)?;
     std::fs::rename(&partial, path).map_err(io)
+}
+
+/// `file`, which has at least one tensor, with `metadata` in its header.
+///
+/// The library takes them as a hash map and writes them in an order of chance, so that the same model
+/// would have other bytes each time.
+fn with_metadata(file: &[u8], metadata: &BTreeMap<String, String>) -> Vec<u8> {
+    let (length, rest) = file.split_at(8);
+    let length = u64::from_le_bytes(length.try_into().expect("eight bytes")) as usize;
+    let (tensors, data) = rest.split_at(length);
+    let metadata = serde_json::to_string(metadata).expect("texts are JSON");
+    let mut header = format!("{{\"__metadata__\":{metadata},").into_bytes();
+    header.extend(&tensors[1..]);
+    // The data begin at a multiple of eight.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    [&(header.len() as u64).to_le_bytes(), header.as_slice(), data].concat()
 }
 
 /// Reads the tensors of `manifest`, and no others, from `path`.

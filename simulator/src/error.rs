@@ -1,6 +1,6 @@
 //! Why a simulation cannot be run, and what to do about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use comity_burn_models::{RoundError, TrainError};
 use comity_datasets::{DataError, PartitionError};
@@ -98,12 +98,65 @@ pub enum SimulationError {
         /// Clients in the data.
         in_data: usize,
     },
+    /// A file of the results cannot be written or read.
+    // Not called `source`, so that a chain of errors does not say it twice.
+    #[error("cannot {action} {}: {error}", path.display())]
+    File {
+        /// `write`, `read`, `make the folder`.
+        action: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// A store of results refused.
+    #[error("the store's {key}: {reason}")]
+    Store {
+        /// What was asked of it.
+        key: String,
+        /// Why it did not come about.
+        reason: String,
+    },
+    /// A folder holds the result of another plan or world.
+    #[error("{} holds the result of another {what}: its {file} differs in {differs}", dir.display())]
+    OtherResult {
+        /// The folder.
+        dir: PathBuf,
+        /// `plan` or `world`.
+        what: &'static str,
+        /// The file in it.
+        file: &'static str,
+        /// The keys that differ.
+        differs: String,
+    },
+    /// A folder or a file holds no result, or a damaged one.
+    #[error("{} is not a result of comity-sim run: {reason}", path.display())]
+    NoResult {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The rules refused an event of their own making, which is a defect of this program.
     #[error("the rules of the run refused a simulated event: {0}")]
     Rejected(#[from] Rejection),
 }
 
 impl SimulationError {
+    /// Of an operation on `path`, for `map_err`.
+    pub(crate) fn file(
+        action: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(std::io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |error| Self::File { action, path, error }
+    }
+
+    /// That `path` holds no result, or a damaged one.
+    pub(crate) fn no_result(path: &Path, reason: impl ToString) -> Self {
+        Self::NoResult { path: path.to_owned(), reason: reason.to_string() }
+    }
+
     /// What to do next, where the message does not say so itself.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
@@ -123,6 +176,15 @@ impl SimulationError {
             Self::Checkpoint { .. } => Some(
                 "begin anew without --resume, or give the plan and world that it was begun with",
             ),
+            Self::OtherResult { .. } => Some(
+                "give another folder with --out DIR, or replace what it holds with --overwrite",
+            ),
+            Self::File { error, .. } | Self::Io(error)
+                if error.kind() == std::io::ErrorKind::StorageFull =>
+            {
+                Some("make room on that disk and run the same command again")
+            }
+            Self::NoResult { .. } => Some("give the --out folder of a comity-sim run"),
             Self::Rejected(_) => Some("please report this with the plan and the world"),
             _ => None,
         }

@@ -26,6 +26,8 @@ mod institutions;
 mod mpi;
 mod noise;
 mod observations;
+pub mod results;
+pub mod store;
 mod world;
 
 pub use conduct::{
@@ -37,6 +39,7 @@ pub use error::SimulationError;
 pub use mpi::Mpi;
 pub use noise::{NoiseMode, SeededNoise, seeded_randomness};
 pub use observations::{ClientRound, Fairness, Progress, RoundScore};
+pub use results::RunFolder;
 pub use world::{
     Baseline, ClientRows, FederationData, Records, Sources, Standardise, TrainData, World,
     WorldData, divide, folder_name,

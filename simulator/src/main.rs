@@ -32,6 +32,9 @@ const EXAMPLES: &str = "\
 Examples:
   Run the sample plan and keep its model:
     comity-sim run examples/fashion/plan.toml --world examples/fashion/world.toml --out target/sim
+  Compare two learning rates, over five seeds each:
+    comity-sim sweep examples/fashion/plan.toml --world examples/fashion/world.toml \\
+        --set training.optimizer.learning_rate=24,12 --seeds 0..4 --out target/sweep
   Score a model on the public test set:
     comity-sim evaluate target/sim/model.safetensors \\
         --plan examples/fashion/plan.toml --world examples/fashion/world.toml
@@ -46,6 +49,13 @@ Data go to stdout (add --json for programs), progress and errors to stderr.";
 enum Command {
     /// Run a plan over a world's data, round by round.
     Run(commands::run::Run),
+    /// Make a run's report anew, or compare several runs.
+    Report(commands::report::Report),
+    /// Run every combination of settings, for every seed, and compare them.
+    Sweep(commands::sweep::Sweep),
+    /// Run a sweep on many machines that share a folder or a bucket.
+    #[command(subcommand)]
+    Shard(commands::shard::Shard),
     /// Write each client's share of a world's data as files of its own.
     Split(commands::split::Split),
     /// Score models on a world's public test set.
@@ -64,6 +74,9 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(command) => command.execute(),
+        Command::Report(command) => command.execute(),
+        Command::Sweep(command) => command.execute(),
+        Command::Shard(command) => command.execute(),
         Command::Split(command) => command.execute(),
         Command::Evaluate(command) => command.execute(),
         Command::Data(command) => command.execute(),

@@ -1,4 +1,4 @@
-//! `--set key=value`: a plan with some of its keys set on the command line.
+//! `--set key=value`: a plan or a world with some of its keys set on the command line.
 //!
 //! A key is a dotted path as it stands in the plan, such as `privacy.epsilon` or
 //! `model.layers.0.out`.  The plan is then read as any other, so a value of the wrong type or out
@@ -6,6 +6,7 @@
 
 use anyhow::{anyhow, bail};
 use comity_federation::{Plan, PlanError};
+use comity_simulator::World;
 use toml::Value;
 
 /// Most keys that a refusal proposes.
@@ -23,11 +24,70 @@ pub(crate) fn plan_with(text: &str, settings: &[String]) -> anyhow::Result<Plan>
     if settings.is_empty() {
         return Ok(plan);
     }
+    let changed = changed("plan", text, &Value::try_from(&plan)?, settings)?;
+    Plan::from_toml(&changed.text).map_err(|error| {
+        let explained = match &error {
+            PlanError::Syntax(reason) => changed.explain(reason),
+            _ => None,
+        };
+        changed.after(explained.unwrap_or_else(|| anyhow!(error)), settings)
+    })
+}
+
+/// The world of `text` with `settings`, as [`plan_with`] does it.
+///
+/// # Errors
+/// As [`plan_with`]'s.
+pub(crate) fn world_with(text: &str, settings: &[String]) -> anyhow::Result<World> {
+    let world = World::from_toml(text)?;
+    if settings.is_empty() {
+        return Ok(world);
+    }
+    let changed = changed("world", text, &Value::try_from(&world)?, settings)?;
+    World::from_toml(&changed.text).map_err(|error| {
+        let reason = error.to_string();
+        let error = changed.explain(&reason).unwrap_or_else(|| anyhow!(error));
+        changed.after(error, settings)
+    })
+}
+
+/// A plan or a world after its settings.
+struct Changed {
+    what: &'static str,
+    text: String,
+    /// Keys that the file did not have.
+    added: Vec<String>,
+    known: Vec<String>,
+}
+
+impl Changed {
+    /// Why `reason`, if it is about a key that a setting added.
+    fn explain(&self, reason: &str) -> Option<anyhow::Error> {
+        let is_named =
+            |key: &&String| reason.contains(&format!("unknown field `{}`", last_part(key)));
+        let key = self.added.iter().find(is_named)?;
+        Some(unknown(self.what, key, &self.known))
+    }
+
+    fn after(&self, error: anyhow::Error, settings: &[String]) -> anyhow::Error {
+        match error.to_string().contains("has no key") {
+            true => error,
+            false => error.context(format!("after --set {}", settings.join(" --set "))),
+        }
+    }
+}
+
+/// `text` with `settings`; what `value` has besides, by default, can be set too.
+fn changed(
+    what: &'static str,
+    text: &str,
+    value: &Value,
+    settings: &[String],
+) -> anyhow::Result<Changed> {
     let mut root: Value = toml::from_str(text)?;
     let mut known = Vec::new();
     collect_keys(&root, "", &mut known);
-    // What the file leaves to a default can be set too.
-    collect_keys(&Value::try_from(&plan)?, "", &mut known);
+    collect_keys(value, "", &mut known);
     known.sort();
     known.dedup();
     let mut added = Vec::new();
@@ -44,7 +104,7 @@ pub(crate) fn plan_with(text: &str, settings: &[String]) -> anyhow::Result<Plan>
                 Value::Array(items) => part.parse().ok().and_then(|i: usize| items.get_mut(i)),
                 _ => None,
             }
-            .ok_or_else(|| unknown(key, &known))?;
+            .ok_or_else(|| unknown(what, key, &known))?;
         }
         match place {
             Value::Table(table) => {
@@ -54,18 +114,12 @@ pub(crate) fn plan_with(text: &str, settings: &[String]) -> anyhow::Result<Plan>
             }
             Value::Array(items) => {
                 let item = last.parse().ok().and_then(|i: usize| items.get_mut(i));
-                *item.ok_or_else(|| unknown(key, &known))? = value;
+                *item.ok_or_else(|| unknown(what, key, &known))? = value;
             }
-            _ => return Err(unknown(key, &known)),
+            _ => return Err(unknown(what, key, &known)),
         }
     }
-    Plan::from_toml(&toml::to_string(&root)?).map_err(|error| match &error {
-        PlanError::Syntax(reason) if reason.contains("unknown field") => added
-            .iter()
-            .find(|key| reason.contains(&format!("unknown field `{}`", last_part(key))))
-            .map_or_else(|| anyhow!("{error}"), |key| unknown(key, &known)),
-        _ => anyhow!(error).context(format!("after --set {}", settings.join(" --set "))),
-    })
+    Ok(Changed { what, text: toml::to_string(&root)?, added, known })
 }
 
 fn parse_value(text: &str) -> Value {
@@ -93,7 +147,7 @@ fn collect_keys(value: &Value, prefix: &str, keys: &mut Vec<String>) {
     }
 }
 
-fn unknown(key: &str, known: &[String]) -> anyhow::Error {
+fn unknown(what: &str, key: &str, known: &[String]) -> anyhow::Error {
     let mut nearest: Vec<(usize, &String)> = known
         .iter()
         .map(|candidate| {
@@ -106,7 +160,7 @@ fn unknown(key: &str, known: &[String]) -> anyhow::Error {
     nearest.sort();
     let names: Vec<&str> =
         nearest.iter().take(N_PROPOSED_MAX).map(|(_, name)| name.as_str()).collect();
-    anyhow!("the plan has no key `{key}`; the nearest are {}", names.join(", "))
+    anyhow!("the {what} has no key `{key}`; the nearest are {}", names.join(", "))
 }
 
 fn last_part(key: &str) -> &str {

@@ -1,6 +1,10 @@
 //! The binary as a person or a script meets it.
 
+mod tiny;
+
 use std::process::{Command, Output};
+
+use tiny::tiny;
 
 const PLAN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/fashion/plan.toml");
 const WORLD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/fashion/world.toml");
@@ -89,32 +93,8 @@ fn missing_data_name_the_package_to_install() {
 /// Whole way on small files: split a world, run it, score what it wrote.
 #[test]
 fn split_run_and_evaluate_agree() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tiny();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    // A table of one feature that is the label, in the format that needs no writer.
-    let table: String = (0..120).map(|i| format!("{},{}\n", i % 2, i % 2)).collect();
-    std::fs::write(path("table.csv"), table).unwrap();
-    std::fs::write(
-        path("world.toml"),
-        "seed = 1\n[data]\ntrain = { kind = \"csv\", path = \"table.csv\", label = 1, header = false }\n\
-         test = { kind = \"csv\", path = \"table.csv\", label = 1, header = false }\n\
-         [partition]\nkind = \"iid\"\n",
-    )
-    .unwrap();
-    std::fs::write(
-        path("plan.toml"),
-        "name = \"t\"\npurpose = \"A test.\"\nseed = 1\nrounds = 2\n\
-         [data]\nshape = [1]\nclasses = 2\nnormalise = { mean = 0.5, std = 0.5 }\n\
-         [model]\nlayers = [{ type = \"linear\", out = 2 }]\n\
-         [training]\noptimizer = { type = \"sgd\", learning_rate = 0.5 }\n\
-         batch = 10\nlocal_epochs = 1\nmicrobatch = 10\n\
-         [privacy]\nmode = \"none\"\n\
-         [cohort]\nmin_clients = 2\nmin_countries = 2\ngathering_deadline = \"1m\"\n\
-         round_deadline = \"1m\"\nweights = \"uniform\"\n\
-         clients = [{ id = \"KR/a\", records = 60 }, { id = \"JP/b\", records = 60 }]\n\
-         [aggregation]\nstrategy = \"fedavg\"\nserver_learning_rate = 1.0\nfixed_point_bits = 22\n",
-    )
-    .unwrap();
     let (plan, world, out) = (path("plan.toml"), path("world.toml"), path("out"));
     let summary = json(&["run", &plan, "--world", &world, "--out", &out, "--json"]);
     assert_eq!(summary["status"], "finished");

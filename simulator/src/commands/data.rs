@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
+use comity_simulator::results::folder::partial;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -153,7 +154,7 @@ fn check(path: &Path, pinned: &Pinned) -> anyhow::Result<bool> {
 
 /// Downloads beside `path`, and moves the file there once it is the pinned one.
 fn fetch(url: &str, path: &Path, pinned: &Pinned) -> anyhow::Result<()> {
-    let partial = output::partial(path);
+    let partial = partial(path);
     let result = download(url, &partial, pinned).and_then(|()| {
         let bytes =
             fs::read(&partial).with_context(|| format!("cannot read {}", partial.display()))?;

@@ -1,11 +1,16 @@
 //! The commands, one module each, and how they read plans and worlds.
 
 pub(crate) mod audit;
+pub(crate) mod cells;
 pub(crate) mod data;
 pub(crate) mod evaluate;
+pub(crate) mod job;
 pub(crate) mod privacy;
+pub(crate) mod report;
 pub(crate) mod run;
+pub(crate) mod shard;
 pub(crate) mod split;
+pub(crate) mod sweep;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +21,7 @@ use comity_federation::{IdError, Plan};
 use comity_simulator::{Baseline, World};
 
 use crate::output::Hint;
-use crate::overrides::plan_with;
+use crate::overrides::{plan_with, world_with};
 
 /// Which world, and where its files lie.
 #[derive(Args)]
@@ -55,6 +60,26 @@ impl WorldArgs {
         }
         let base_dir = world.base_dir(&self.world, self.data.as_deref());
         Ok((world, base_dir))
+    }
+
+    /// The world with `settings` over it, and an absolute path to its data.
+    fn read_absolute(&self, settings: &[String]) -> anyhow::Result<World> {
+        let world = world_with(&self.text()?, settings)
+            .with_context(|| format!("in {}", self.world.display()))?;
+        self.absolute(world)
+    }
+
+    /// The text of the world file.
+    fn text(&self) -> anyhow::Result<String> {
+        read_text(&self.world, "world", "examples/fashion/world.toml")
+    }
+
+    /// `world` with an absolute path to its data.
+    fn absolute(&self, mut world: World) -> anyhow::Result<World> {
+        let base_dir = world.base_dir(&self.world, self.data.as_deref());
+        // A world beside one has an empty base, which is no path.
+        world.data.dir = Some(std::path::absolute(Path::new(".").join(base_dir))?);
+        Ok(world)
     }
 }
 

@@ -1,25 +1,23 @@
 //! `comity-sim run`: a plan from its first round to its last.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::num::NonZero;
+use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
-use comity_burn_models::{DeviceChoice, write_safetensors};
-use comity_federation::{
-    ClientId, Country, ModelDigest, Plan, PlanDigest, PrivacyTerms, RunStatus,
-};
-use comity_privacy::{Estimate, PrivacyUnit};
-use comity_simulator::{NoiseMode, Progress, RoundScore, Simulation, SimulationResult};
+use comity_burn_models::DeviceChoice;
+use comity_federation::{ClientId, Country, Plan, PrivacyTerms};
+use comity_simulator::results::Summary;
+use comity_simulator::results::folder::SUMMARY;
+use comity_simulator::{NoiseMode, Progress, RoundScore, SimulationResult};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
-use sha2::{Digest, Sha256};
 
+use crate::commands::job::{Done, Job};
 use crate::commands::{WorldArgs, read_plan_with};
-use crate::output;
+use crate::output::{self, Hint};
 
+/// Before a key of the world.
+pub(crate) const WORLD_PREFIX: &str = "world.";
 /// Above this many countries the table shows the largest ε and the sum of bytes only.
 const N_COUNTRIES_IN_TABLE_MAX: usize = 5;
 
@@ -38,6 +36,7 @@ Examples:
   comity-sim run examples/fashion/plan.toml --world examples/fashion/world.toml
   comity-sim run plan.toml --world world.toml --data ~/fashion-mnist --out target/sim
   comity-sim run plan.toml --world world.toml --set privacy.epsilon=2 --set seed=3
+  comity-sim run plan.toml --world world.toml --out target/sim --resume
   comity-sim run plan.toml --world world.toml --json | jq .accuracy")]
 pub(crate) struct Run {
     /// Plan of the run.
@@ -45,12 +44,22 @@ pub(crate) struct Run {
     plan: PathBuf,
     #[command(flatten)]
     world: WorldArgs,
-    /// Set a key of the plan, by its dotted path; may be given again.
+    /// Set a key of the plan, by its dotted path, or with `world.` before it one of the world; may be given
+    /// again.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Folder for summary.json and model.safetensors, which replace older ones.
+    /// Folder for the results: tables, model, report.html; refused if it holds another plan's or world's.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Replace another plan's or world's result in the folder.
+    #[arg(long, requires = "out")]
+    overwrite: bool,
+    /// Go on with an interrupted run in the folder, after its last whole round.
+    #[arg(long, requires = "out", conflicts_with = "overwrite")]
+    resume: bool,
+    /// How many cores train; the result does not depend on it. All of them if not given.
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZero<usize>>,
     /// Device that trains and scores.
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
@@ -62,85 +71,40 @@ pub(crate) struct Run {
     json: bool,
 }
 
-/// What `summary.json` holds; the first keys are those of the demo's.
-#[derive(Serialize)]
-struct Summary<'a> {
-    rounds: usize,
-    accuracy: Option<f64>,
-    /// By country: the largest among its clients; `null` without DP.
-    epsilon: BTreeMap<Country, Option<f64>>,
-    delta: Option<f64>,
-    /// Whom ε protects; `null` without DP.
-    unit: Option<PrivacyUnit>,
-    seconds: f64,
-    /// SHA-256 of the bytes of model.safetensors; `null` without --out.
-    model_sha256: Option<String>,
-    status: RunStatus,
-    reason: Option<String>,
-    noise: &'static str,
-    plan: PlanDigest,
-    model: ModelDigest,
-    /// What the clients' statistics say together, in the order of the plan's queries; noisy.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    statistics: Option<&'a [Estimate]>,
-    history: &'a [RoundScore],
-}
-
 impl Run {
     pub(crate) fn execute(&self) -> anyhow::Result<()> {
-        let started = Instant::now();
-        let plan = read_plan_with(&self.plan, &self.set)?;
-        let (world, base_dir) = self.world.read()?;
-        let device = self.device.open()?;
-        if let Some(out) = &self.out {
-            // Before the work, so that a folder that cannot be made costs nothing.
-            output::make_dir(out)?;
+        if let Some(out) = self.out.as_deref().filter(|_| self.resume)
+            && out.join(SUMMARY).exists()
+        {
+            let error = anyhow::anyhow!("the run in {} has ended", out.display());
+            let advice = "look at its report.html, or run it again without --resume";
+            return Err(Hint::attach(error, advice));
         }
-        let data = world.load(&plan, &base_dir)?;
-        let plan = world.resolve(&plan, &data)?;
-        let noise = if self.exact_noise { NoiseMode::Exact } else { NoiseMode::Seeded };
-        let simulation = Simulation {
-            seed: world.seed,
-            noise,
-            conduct: world.conduct.clone(),
-            ..Simulation::new(&plan, &data, &device)
+        let of_world = |set: &&String| set.trim_start().starts_with(WORLD_PREFIX);
+        let (of_world, of_plan): (Vec<&String>, Vec<&String>) = self.set.iter().partition(of_world);
+        let of_plan: Vec<String> = of_plan.into_iter().cloned().collect();
+        let of_world: Vec<String> = of_world
+            .into_iter()
+            .map(|set| set.trim_start()[WORLD_PREFIX.len()..].to_owned())
+            .collect();
+        let plan = read_plan_with(&self.plan, &of_plan)?;
+        let world = self.world.read_absolute(&of_world)?;
+        let device = self.device.open()?;
+        let job = Job {
+            plan: &plan,
+            world: &world,
+            device_name: &self.device,
+            device: &device,
+            noise: if self.exact_noise { NoiseMode::Exact } else { NoiseMode::Seeded },
+            out: self.out.as_deref(),
+            overwrite: self.overwrite,
+            resume: self.resume,
+            n_threads: self.threads,
         };
         let mut display = Display::new(&plan);
-        let result = simulation.run(&mut |progress| display.show(&progress));
+        let done = job.run(&mut |progress| display.show(&progress));
         display.close();
-        let result = result?;
-
-        let model_sha256 = match &self.out {
-            Some(out) => Some(write_model(&out.join("model.safetensors"), &plan, &result)?),
-            None => None,
-        };
-        let noise = match plan.privacy {
-            PrivacyTerms::DpSgd { .. } | PrivacyTerms::DpFedavg { .. } => noise.label(),
-            PrivacyTerms::None => "no differential privacy",
-        };
-        let summary = Summary {
-            rounds: result.rounds.len(),
-            accuracy: result.rounds.last().map(|score| score.accuracy),
-            epsilon: result.rounds.last().map(|score| score.epsilon.clone()).unwrap_or_default(),
-            unit: plan.unit(),
-            delta: plan.budget()?.map(|budget| budget.delta.get()),
-            seconds: started.elapsed().as_secs_f64(),
-            model_sha256,
-            status: result.report.status,
-            reason: result.report.reason.clone(),
-            noise,
-            plan: result.report.plan,
-            model: result.report.model,
-            statistics: result.report.statistics.as_deref(),
-            history: &result.rounds,
-        };
-        if let Some(out) = &self.out {
-            output::write_whole(&out.join("summary.json"), output::json(&summary)?.as_bytes())?;
-            if let Some(statement) = &result.institutions {
-                let text = output::json(statement)?;
-                output::write_whole(&out.join("statement.json"), text.as_bytes())?;
-            }
-        }
+        let Done { plan, result, summary } = done?;
         if self.json {
             output::print_json(&summary)?;
         } else {
@@ -151,18 +115,6 @@ impl Run {
             None => Ok(()),
         }
     }
-}
-
-/// Writes the last model, and returns the SHA-256 of the file.
-fn write_model(path: &Path, plan: &Plan, result: &SimulationResult) -> anyhow::Result<String> {
-    let metadata = BTreeMap::from([
-        ("comity.run".to_owned(), result.report.run.to_string()),
-        ("comity.plan".to_owned(), result.report.plan.to_string()),
-        ("comity.model".to_owned(), result.report.model.to_string()),
-    ]);
-    write_safetensors(path, &plan.model_manifest()?, &result.model, &metadata)?;
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Live progress on stderr; where stderr is not a terminal, a line a round.
@@ -236,7 +188,7 @@ impl Display {
 }
 
 /// The table of rounds and what stands around it.
-fn report(plan: &Plan, result: &SimulationResult, summary: &Summary<'_>) -> String {
+fn report(plan: &Plan, result: &SimulationResult, summary: &Summary) -> String {
     let countries: Vec<Country> = summary.epsilon.keys().copied().collect();
     let by_country = countries.len() <= N_COUNTRIES_IN_TABLE_MAX;
     let mut header: Vec<String> = ["round", "accuracy", "loss"].map(str::to_owned).to_vec();

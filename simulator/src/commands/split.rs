@@ -8,6 +8,7 @@ use clap::Args;
 use comity_datasets::{Dataset, write_idx};
 use comity_federation::ClientId;
 use comity_simulator::folder_name;
+use comity_simulator::results::folder::partial;
 use serde::Serialize;
 
 use crate::commands::{WorldArgs, read_plan};
@@ -74,7 +75,7 @@ impl Split {
 
 /// Writes beside the shard's folder first, so that a shard's files are whole or not there.
 fn write_shard(dir: &Path, dataset: &Dataset) -> anyhow::Result<()> {
-    let partial = output::partial(dir);
+    let partial = partial(dir);
     output::make_dir(&partial)?;
     write_idx(&partial, dataset)?;
     output::make_dir(dir)?;
