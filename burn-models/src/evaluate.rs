@@ -1,7 +1,10 @@
 //! How good a model is on examples at hand. The figures are exact and so private, unless the
 //! examples are public.
 
-use comity_datasets::{Dataset, Normalise};
+use std::num::NonZero;
+use std::thread;
+
+use comity_datasets::{Batch, Dataset, Normalise};
 use comity_federation::{ModelSpec, Parameters};
 
 use crate::front::Examples;
@@ -21,7 +24,8 @@ pub struct Evaluation {
     pub loss: f64,
 }
 
-/// Evaluates `parameters` on all of `dataset`, `batch` examples at once.
+/// Evaluates `parameters` on all of `dataset`, `batch` examples at once on each of `n_threads` cores,
+/// where the device is the CPU; the result does not depend on their number.
 ///
 /// # Errors
 /// [`TrainError::NoData`] for an empty data set, [`TrainError::Setting`] for a batch of zero, and
@@ -33,8 +37,10 @@ pub fn evaluate(
     normalise: Normalise,
     device: &Device,
     batch: usize,
+    n_threads: NonZero<usize>,
 ) -> Result<Evaluation, TrainError> {
-    let (n_correct, losses) = losses(spec, parameters, dataset, normalise, device, batch)?;
+    let (n_correct, losses) =
+        losses(spec, parameters, dataset, normalise, device, batch, n_threads)?;
     let n = losses.len();
     let loss = losses.into_iter().map(f64::from).sum::<f64>() / n as f64;
     Ok(Evaluation { n, n_correct, accuracy: n_correct as f64 / n as f64, loss })
@@ -51,6 +57,7 @@ pub(crate) fn losses(
     normalise: Normalise,
     device: &Device,
     batch: usize,
+    n_threads: NonZero<usize>,
 ) -> Result<(usize, Vec<f32>), TrainError> {
     if batch == 0 {
         return Err(TrainError::Setting {
@@ -62,23 +69,63 @@ pub(crate) fn losses(
     if n == 0 {
         return Err(TrainError::NoData);
     }
-    let n_classes = dataset.n_classes();
-    let mut model = Model::new(spec, dataset.shape(), n_classes, &device.clone().inner())?;
+    let device = device.clone().inner();
+    let mut model = Model::new(spec, dataset.shape(), dataset.n_classes(), &device)?;
     model.load(parameters)?;
     let examples = Examples::new(spec, dataset, normalise)?;
     let indices: Vec<usize> = (0..n).collect();
+    // An accelerator has its own parallelism.
+    let n_threads = if device == Device::flex() { n_threads.get() } else { 1 };
+    // Whole batches, so that each is the same on however many cores.
+    let share = n.div_ceil(batch).div_ceil(n_threads) * batch;
+    let score = |indices: &[usize]| -> Result<(usize, Vec<f32>), TrainError> {
+        let (mut n_correct, mut losses) = (0, Vec::with_capacity(indices.len()));
+        for indices in indices.chunks(batch) {
+            n_correct += score(&model, &examples.batch(indices), &mut losses)?;
+        }
+        Ok((n_correct, losses))
+    };
+    let parts: Vec<_> = thread::scope(|scope| {
+        let mut shares = indices.chunks(share);
+        let first = shares.next().unwrap_or_default();
+        let others: Vec<_> = shares.map(|indices| scope.spawn(|| score(indices))).collect();
+        let first = score(first);
+        let others = others
+            .into_iter()
+            .map(|other| other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        std::iter::once(first).chain(others).collect()
+    });
     let (mut n_correct, mut losses) = (0, Vec::with_capacity(n));
-    for indices in indices.chunks(batch) {
-        let batch = examples.batch(indices);
-        let logits = model.forward(model.features(&batch)?);
-        losses.extend(read(cross_entropy(logits.clone(), model.labels(&batch))));
-        n_correct += read(logits)
+    for part in parts {
+        let (n, own) = part?;
+        n_correct += n;
+        losses.extend(own);
+    }
+    Ok((n_correct, losses))
+}
+
+/// Adds the cross-entropy of each example to `losses` and returns how many are classified correctly.
+fn score(model: &Model, batch: &Batch, losses: &mut Vec<f32>) -> Result<usize, TrainError> {
+    model.check_features(batch)?;
+    let mut n_correct = 0;
+    let done = model.on_cpu(|network, weights, workspace| {
+        let take = |scores: &[f32], label: u32, loss| {
+            losses.push(loss);
+            n_correct += usize::from(is_highest(scores, label as usize));
+        };
+        network.score(weights, workspace, &batch.features, &batch.labels, take);
+    });
+    if done.is_none() {
+        let scores = model.forward(model.features(batch)?);
+        losses.extend(read(cross_entropy(scores.clone(), model.labels(batch))));
+        let [_, n_classes] = scores.dims();
+        n_correct = read(scores)
             .chunks(n_classes)
             .zip(&batch.labels)
             .filter(|(scores, label)| is_highest(scores, **label as usize))
             .count();
     }
-    Ok((n_correct, losses))
+    Ok(n_correct)
 }
 
 /// Whether `scores[label]` is the highest, the first where several are equal; NaN is never.

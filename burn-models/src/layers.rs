@@ -82,22 +82,24 @@ pub(crate) enum Operation {
     Flatten,
 }
 
-/// Makes layers with the tensors of a manifest, all zero.
+/// Makes layers with the tensors of a manifest.
 pub(crate) struct Builder<'a> {
     /// Offset and shape by name.
     tensors: BTreeMap<&'a str, (usize, &'a [usize], bool)>,
+    /// All parameters.
+    values: &'a [f32],
     device: &'a Device,
 }
 
 impl<'a> Builder<'a> {
-    pub(crate) fn new(manifest: &'a Manifest, device: &'a Device) -> Self {
+    pub(crate) fn new(manifest: &'a Manifest, values: &'a [f32], device: &'a Device) -> Self {
         let mut offset = 0;
         let tensors = manifest.tensors.iter().map(|tensor| {
             let at = offset;
             offset += tensor.n_elements();
             (tensor.name.as_str(), (at, tensor.shape.as_slice(), tensor.trainable))
         });
-        Self { tensors: tensors.collect(), device }
+        Self { tensors: tensors.collect(), values, device }
     }
 
     /// The layers from the `first` on, whose tensors' names begin with `prefix`.
@@ -155,7 +157,9 @@ impl<'a> Builder<'a> {
             .copied()
             .expect("a manifest has all tensors of its layers");
         let shape: [usize; D] = shape.try_into().expect("a tensor's rank follows from its layer");
-        Parameter { value: Tensor::zeros(shape, self.device), offset, trainable }
+        let n: usize = shape.iter().product();
+        let data = TensorData::new(self.values[offset..offset + n].to_vec(), shape);
+        Parameter { value: Tensor::from_data(data, self.device), offset, trainable }
     }
 }
 
@@ -411,13 +415,6 @@ impl Signal {
 }
 
 impl<const D: usize> Parameter<D> {
-    fn load(&mut self, values: &[f32], device: &Device) {
-        let shape = self.value.dims();
-        let n: usize = shape.iter().product();
-        let data = TensorData::new(values[self.offset..self.offset + n].to_vec(), shape);
-        self.value = Tensor::from_data(data, device);
-    }
-
     fn track(&mut self) {
         let value = self.value.clone().autodiff();
         self.value = if self.trainable { value.require_grad() } else { value };
@@ -433,15 +430,6 @@ impl<const D: usize> Parameter<D> {
 }
 
 impl ParameterMut<'_> {
-    /// Takes its part of `values`, `[n_parameters]`.
-    pub(crate) fn load(&mut self, values: &[f32], device: &Device) {
-        match self {
-            Self::One(parameter) => parameter.load(values, device),
-            Self::Two(parameter) => parameter.load(values, device),
-            Self::Four(parameter) => parameter.load(values, device),
-        }
-    }
-
     /// Makes it a leaf that ordinary autodiff tracks, if it is trained.
     pub(crate) fn track(&mut self) {
         match self {
@@ -458,15 +446,5 @@ impl ParameterMut<'_> {
             Self::Two(parameter) => parameter.take_gradient(gradients, sum),
             Self::Four(parameter) => parameter.take_gradient(gradients, sum),
         }
-    }
-
-    /// Writes its part of `values`, `[n_parameters]`.
-    pub(crate) fn store(&self, values: &mut [f32]) {
-        let (offset, own) = match self {
-            Self::One(parameter) => (parameter.offset, read(parameter.value.clone())),
-            Self::Two(parameter) => (parameter.offset, read(parameter.value.clone())),
-            Self::Four(parameter) => (parameter.offset, read(parameter.value.clone())),
-        };
-        values[offset..offset + own.len()].copy_from_slice(&own);
     }
 }

@@ -9,6 +9,7 @@
 
 mod bookkeeping;
 mod contract;
+mod cpu;
 mod device;
 mod error;
 mod evaluate;

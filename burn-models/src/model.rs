@@ -1,18 +1,25 @@
 //! The plan's model on a device.
 
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
 use burn::tensor::activation;
 use burn::tensor::{Int, Tensor, TensorData};
 use comity_datasets::Batch;
 use comity_federation::{Manifest, ModelSpec, Parameters};
 
-use crate::layers::{Backward, Builder, Operation, ParameterMut, Signal, forward_all, trace_all};
+use crate::cpu::{Network, Weights, Workspace};
+use crate::layers::{Backward, Builder, Operation, Signal, forward_all, trace_all};
 use crate::{Device, TrainError};
 
 /// A model on a device.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// Those after the front.
-    layers: Vec<Operation>,
+    spec: ModelSpec,
+    /// All parameters, in the manifest's order.
+    values: Vec<f32>,
+    /// Those after the front, with these parameters as tensors, once somebody needs them.
+    layers: OnceLock<Vec<Operation>>,
+    cpu: Option<Cpu>,
     /// Shape of one example after the front.
     input: Vec<usize>,
     n_classes: usize,
@@ -20,6 +27,16 @@ pub struct Model {
     vocabulary: Option<usize>,
     manifest: Manifest,
     device: Device,
+}
+
+/// A model that the processor computes without tensors.
+#[derive(Clone, Debug)]
+struct Cpu {
+    network: Arc<Network>,
+    /// With the model's parameters, once somebody needs them.
+    weights: OnceLock<Weights>,
+    /// Of threads that are done.
+    workspaces: Arc<Mutex<Vec<Workspace>>>,
 }
 
 impl Model {
@@ -47,9 +64,56 @@ impl Model {
             0 => input.to_vec(),
             n => spec.shapes(input)?[n - 1].clone(),
         };
-        let layers = Builder::new(&manifest, &device).layers(&spec.layers, n_front, "");
-        let vocabulary = spec.vocabulary();
-        Ok(Self { layers, input, n_classes, vocabulary, manifest, device })
+        let network = (device == Device::flex())
+            .then(|| Network::new(&spec.layers, n_front, &input, &manifest))
+            .flatten();
+        let cpu = network.map(|network| Cpu {
+            network: Arc::new(network),
+            weights: OnceLock::new(),
+            workspaces: Arc::default(),
+        });
+        Ok(Self {
+            spec: spec.clone(),
+            values: vec![0.0; manifest.n_parameters()],
+            layers: OnceLock::new(),
+            cpu,
+            input,
+            n_classes,
+            vocabulary: spec.vocabulary(),
+            manifest,
+            device,
+        })
+    }
+
+    /// The layers after the front, on the device.
+    fn layers(&self) -> &[Operation] {
+        self.layers.get_or_init(|| {
+            let builder = Builder::new(&self.manifest, &self.values, &self.device);
+            builder.layers(&self.spec.layers, self.spec.n_front(), "")
+        })
+    }
+
+    /// Whether [`on_cpu`](Self::on_cpu) computes this model.
+    pub(crate) fn is_without_tensors(&self) -> bool {
+        self.cpu.is_some()
+    }
+
+    /// Computes without tensors, where the model is of such layers and on the CPU.
+    pub(crate) fn on_cpu<T>(
+        &self,
+        compute: impl FnOnce(&Network, &Weights, &mut Workspace) -> T,
+    ) -> Option<T> {
+        let cpu = self.cpu.as_ref()?;
+        let weights = cpu.weights.get_or_init(|| {
+            let mut weights = cpu.network.weights();
+            cpu.network.pack(&self.values, &mut weights);
+            weights
+        });
+        let workspaces = || cpu.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut workspace = workspaces().pop().unwrap_or_default();
+        let result = compute(&cpu.network, weights, &mut workspace);
+        workspaces().push(workspace);
+        Some(result)
     }
 
     /// The model's tensors, in the order of [`Parameters`].
@@ -83,9 +147,12 @@ impl Model {
         if values.len() != expected {
             return Err(TrainError::Parameters { expected, got: values.len() });
         }
-        let device = self.device.clone();
-        for mut parameter in self.parameters_mut() {
-            parameter.load(values, &device);
+        self.values.copy_from_slice(values);
+        self.layers.take();
+        if let Some(cpu) = &mut self.cpu
+            && let Some(weights) = cpu.weights.get_mut()
+        {
+            cpu.network.pack(values, weights);
         }
         Ok(())
     }
@@ -93,37 +160,31 @@ impl Model {
     /// All parameters, in the manifest's order.
     #[must_use]
     pub fn parameters(&self) -> Parameters {
-        let mut values = vec![0.0; self.manifest.n_parameters()];
-        for parameter in self.clone().parameters_mut() {
-            parameter.store(&mut values);
-        }
-        Parameters::new(values)
-    }
-
-    pub(crate) fn parameters_mut(&mut self) -> Vec<ParameterMut<'_>> {
-        self.layers.iter_mut().flat_map(Operation::parameters_mut).collect()
+        Parameters::new(self.values.clone())
     }
 
     /// Scores of `features`, `[n, n_features]`, for each class: `[n, n_classes]`.
     #[must_use]
     pub fn forward(&self, features: Tensor<2>) -> Tensor<2> {
-        forward_all(&self.layers, Signal::of_examples(features, &self.input)).rows()
+        forward_all(self.layers(), Signal::of_examples(features, &self.input)).rows()
     }
 
     /// As [`forward`](Self::forward), with the way back for book-keeping.
     pub(crate) fn trace(&self, features: Tensor<2>) -> (Tensor<2>, Backward) {
         let input = Signal::of_examples(features, &self.input);
-        let (logits, back) = trace_all(&self.layers, input, false);
+        let (logits, back) = trace_all(self.layers(), input, false);
         (logits.rows(), back)
     }
 
-    /// The same model with trained parameters that ordinary autodiff tracks.
-    pub(crate) fn tracked(&self) -> Self {
-        let mut model = self.clone();
-        for mut parameter in model.parameters_mut() {
+    /// As [`forward`](Self::forward) with features that autodiff tracks, and the layers whose trained
+    /// parameters it tracks too.
+    pub(crate) fn track(&self, features: Tensor<2>) -> (Tensor<2>, Vec<Operation>) {
+        let mut layers = self.layers().to_vec();
+        for mut parameter in layers.iter_mut().flat_map(Operation::parameters_mut) {
             parameter.track();
         }
-        model
+        let input = Signal::of_examples(features.autodiff(), &self.input);
+        (forward_all(&layers, input).rows(), layers)
     }
 
     /// The batch's features on the model's device, `[n, n_features]`.
@@ -131,13 +192,23 @@ impl Model {
     /// # Errors
     /// [`TrainError::Features`] if the examples have another size than the model's input.
     pub(crate) fn features(&self, batch: &Batch) -> Result<Tensor<2>, TrainError> {
+        self.check_features(batch)?;
+        let shape = [batch.labels.len(), self.n_features()];
+        Ok(Tensor::from_data(TensorData::new(batch.features.clone(), shape), &self.device))
+    }
+
+    /// Refuses examples of another size than the model's input.
+    ///
+    /// # Errors
+    /// [`TrainError::Features`].
+    pub(crate) fn check_features(&self, batch: &Batch) -> Result<(), TrainError> {
         let n = batch.labels.len();
         let expected = self.n_features();
-        if batch.features.len() != n * expected {
-            return Err(TrainError::Features { expected, got: batch.features.len() / n.max(1) });
+        if batch.features.len() == n * expected {
+            Ok(())
+        } else {
+            Err(TrainError::Features { expected, got: batch.features.len() / n.max(1) })
         }
-        let data = TensorData::new(batch.features.clone(), [n, expected]);
-        Ok(Tensor::from_data(data, &self.device))
     }
 
     /// Refuses features that are none of the vocabulary's tokens, where the model reads tokens.

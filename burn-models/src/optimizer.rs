@@ -2,6 +2,7 @@
 //! device.
 
 use comity_federation::Optimizer;
+use fearless_simd::{Level, dispatch};
 
 /// An optimizer with its state, which starts afresh in each round: a client may skip rounds, so a
 /// state that outlived a round would belong to another model.
@@ -29,6 +30,12 @@ impl OptimizerState {
     pub(crate) fn step(&mut self, values: &mut [f32], gradient: &[f32]) {
         assert_eq!(values.len(), gradient.len());
         self.n_steps = self.n_steps.saturating_add(1);
+        // On as many values at once as the processor can; each is computed the same in any case.
+        dispatch!(Level::new(), _ => self.move_values(values, gradient));
+    }
+
+    #[inline(always)]
+    fn move_values(&mut self, values: &mut [f32], gradient: &[f32]) {
         let pairs = values.iter_mut().zip(gradient.iter().map(|g| f64::from(*g)));
         match self.optimizer {
             Optimizer::Sgd { learning_rate, momentum: 0.0 } => {

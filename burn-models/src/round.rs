@@ -152,8 +152,8 @@ pub fn local_round(
         let (count, each) = if dataset.is_empty() {
             (0, Vec::new())
         } else {
-            let device = task.device;
-            losses(&task.plan.model, &start, dataset, normalise, device, EVALUATION_BATCH)?
+            let (spec, device, n_threads) = (&task.plan.model, task.device, task.n_threads);
+            losses(spec, &start, dataset, normalise, device, EVALUATION_BATCH, n_threads)?
         };
         if asks_count {
             n_correct = Some(session.release_count(count as u64)?);

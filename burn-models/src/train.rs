@@ -7,6 +7,7 @@ use chacha20::ChaCha20Rng;
 use comity_datasets::{Batch, Dataset, Normalise};
 use comity_federation::{ModelSpec, Parameters, Training};
 use comity_privacy::{PrivacyUnit, Session};
+use fearless_simd::{Level, dispatch};
 use rand_core::{Rng, SeedableRng};
 
 use crate::front::Examples;
@@ -106,11 +107,7 @@ pub fn train_plain(
     while n_done < n_steps {
         shuffle(&mut indices, &mut rng);
         for indices in indices.chunks(batch).take((n_steps - n_done) as usize) {
-            let microbatches = records(indices, task.training.microbatch as usize);
-            let sum =
-                trainer.sum(&microbatches, |model, p| gradient_sum(model, &p.batch, &p.mask))?;
-            let n = indices.len() as f64;
-            let mean: Vec<f32> = sum.iter().map(|value| (value / n) as f32).collect();
+            let mean = trainer.mean_gradient(indices)?;
             trainer.step(&mean)?;
             n_done += 1;
             progress(n_done, n_steps);
@@ -254,6 +251,22 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    /// The mean gradient over the examples at `indices`, `[n_trainable]`.
+    fn mean_gradient(&self, indices: &[usize]) -> Result<Vec<f32>, TrainError> {
+        let microbatch = self.task.training.microbatch as usize;
+        let n = indices.len();
+        // Up to 2²⁴ every number is an `f32`, and the quotient of two is rounded once either way.
+        if n <= microbatch.min(1 << f32::MANTISSA_DIGITS) && self.model.is_without_tensors() {
+            let batch = self.examples.batch(indices);
+            let mut mean = gradient_sum(&self.model, &batch, &vec![true; n])?;
+            dispatch!(Level::new(), _ => divide(&mut mean, n as f32));
+            return Ok(mean);
+        }
+        let parts = records(indices, microbatch);
+        let sum = self.sum(&parts, |model, p| gradient_sum(model, &p.batch, &p.mask))?;
+        Ok(sum.iter().map(|value| (value / n as f64) as f32).collect())
+    }
+
     /// Sum of `gradient` over `microbatches`, `[n_trainable]`.
     ///
     /// All microbatches have the same shape, short ones padded, so that an accelerator compiles
@@ -318,6 +331,11 @@ impl<'a> Trainer<'a> {
         }
         Ok(Parameters::new(self.average.map_or(self.values, |average| average.values())))
     }
+}
+
+#[inline(always)]
+fn divide(values: &mut [f32], by: f32) {
+    values.iter_mut().for_each(|value| *value /= by);
 }
 
 /// Fisher–Yates with unbiased positions (Lemire 2019).

@@ -1,7 +1,7 @@
 //! Whole trainings on small generated data: private, plain, interrupted by nothing but mistakes.
 
 use comity_burn_models::{
-    Device, Evaluation, TrainError, TrainingTask, evaluate, train_plain, train_private,
+    Device, Evaluation, TrainError, TrainingTask, all_cores, evaluate, train_plain, train_private,
 };
 use comity_datasets::{Contract, Dataset, Normalise, Scale};
 use comity_federation::{Layer, ModelSpec, Optimizer, Parameters, Training};
@@ -81,7 +81,31 @@ fn start() -> Parameters {
 }
 
 fn quality(parameters: &Parameters, data: &Dataset) -> Evaluation {
-    evaluate(&spec(), parameters, data, NORMALISE, &Device::flex(), 64).unwrap()
+    evaluate(&spec(), parameters, data, NORMALISE, &Device::flex(), 64, all_cores()).unwrap()
+}
+
+#[test]
+fn a_score_does_not_depend_on_the_number_of_threads() {
+    let (data, start) = (stripes(), start());
+    // The second is computed by burn.
+    let residual = Layer::Residual { layers: vec![Layer::Linear { out: 36 }] };
+    let layers = vec![Layer::Flatten, residual, Layer::Linear { out: 2 }];
+    for (spec, start) in [
+        (spec(), start),
+        (ModelSpec { layers: layers.clone() }, {
+            ModelSpec { layers }.manifest(&[1, 6, 6], 2).unwrap().initial_parameters(3)
+        }),
+    ] {
+        let on = |n: usize| {
+            let n = std::num::NonZero::new(n).unwrap();
+            evaluate(&spec, &start, &data, NORMALISE, &Device::flex(), 17, n).unwrap()
+        };
+        let one = on(1);
+        assert_eq!(one.n, N);
+        for n in [2, 3, 5, 100] {
+            assert_eq!(on(n), one);
+        }
+    }
 }
 
 const NORMALISE: Normalise = Normalise { mean: 0.2, std: 0.3 };
@@ -209,7 +233,7 @@ fn a_model_behind_a_scattering_front_learns() {
         n_threads: comity_burn_models::all_cores(),
     };
     let accuracy = |parameters: &Parameters, data: &Dataset| {
-        evaluate(&spec, parameters, data, NORMALISE, &device, 64).unwrap().accuracy
+        evaluate(&spec, parameters, data, NORMALISE, &device, 64, all_cores()).unwrap().accuracy
     };
     let plain = train_plain(&task, [1; 32], &mut |_, _| {}).unwrap();
     assert!(accuracy(&plain, &data) > 0.95);
@@ -267,7 +291,7 @@ fn private_training_on_no_rows_is_noise_alone() {
     assert_ne!(trained, start);
     let error = train_plain(&task, [0; 32], &mut |_, _| {}).unwrap_err();
     assert!(matches!(error, TrainError::NoData));
-    let error = evaluate(&spec(), &start, &none, NORMALISE, &device, 8).unwrap_err();
+    let error = evaluate(&spec(), &start, &none, NORMALISE, &device, 8, all_cores()).unwrap_err();
     assert!(matches!(error, TrainError::NoData));
 }
 

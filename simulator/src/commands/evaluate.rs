@@ -4,7 +4,9 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 
 use clap::Args;
-use comity_burn_models::{DeviceChoice, Evaluation, evaluate, normalisation, read_safetensors};
+use comity_burn_models::{
+    DeviceChoice, Evaluation, all_cores, evaluate, normalisation, read_safetensors,
+};
 use comity_datasets::Dataset;
 use comity_federation::{ClientId, ModelDigest, Parameters};
 use serde::Serialize;
@@ -86,7 +88,8 @@ impl Evaluate {
         };
         let score = |parameters: &Parameters, data: &Dataset| {
             let normalise = normalisation(&plan.data);
-            evaluate(&plan.model, parameters, data, normalise, &device, EVALUATION_BATCH)
+            let (spec, n_threads) = (&plan.model, all_cores());
+            evaluate(spec, parameters, data, normalise, &device, EVALUATION_BATCH, n_threads)
         };
         let mut scores = Vec::with_capacity(models.len());
         for (path, parameters) in models {

@@ -625,7 +625,8 @@ impl<'a> Engine<'a> {
         let (next, digest) = self.next_model(round, updates, gain)?;
         self.model = Arc::new(next);
         let model = self.simulation.plan.model_of(&self.model)?;
-        let score = ranks::of_first(self.ranks, || self.scoring.score(&model))?;
+        let n_threads = self.simulation.n_threads;
+        let score = ranks::of_first(self.ranks, || self.scoring.score(&model, n_threads))?;
         let newest = self.run.n_rounds() - 1;
         let record = self.run.rounds_from(newest).pop().expect("a round is being aggregated");
         let model_of = |position: usize| {

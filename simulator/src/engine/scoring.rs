@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::num::NonZero;
 use std::thread;
 
 use comity_burn_models::{Device, Evaluation, TrainError, evaluate, normalisation};
@@ -54,8 +55,13 @@ impl<'a> Scoring<'a> {
         Ok(Self { plan, device, test, triggered })
     }
 
-    pub(super) fn score(&self, model: &Parameters) -> Result<Score, SimulationError> {
-        let on = |examples: &Dataset| self.on(model, examples);
+    /// Scores a model on the public test data, on `n_threads` cores.
+    pub(super) fn score(
+        &self,
+        model: &Parameters,
+        n_threads: NonZero<usize>,
+    ) -> Result<Score, SimulationError> {
+        let on = |examples: &Dataset| self.on(model, examples, n_threads);
         let public = on(self.test)?;
         let backdoor = self.triggered.as_ref().filter(|examples| !examples.is_empty());
         Ok(Score {
@@ -82,7 +88,7 @@ impl<'a> Scoring<'a> {
             let test = data.client_test(position).filter(|_| wanted[position]);
             let Some(test) = test else { return Ok(None) };
             let model = model_of(position)?;
-            Ok(Some(self.on(&model, &test)?))
+            Ok(Some(self.on(&model, &test, NonZero::<usize>::MIN)?))
         };
         let n_threads = simulation.n_threads.get();
         let n_each = data.n_clients().div_ceil(n_threads).max(1);
@@ -102,9 +108,14 @@ impl<'a> Scoring<'a> {
         scores.map(Some)
     }
 
-    fn on(&self, model: &Parameters, examples: &Dataset) -> Result<Evaluation, TrainError> {
-        let normalise = normalisation(&self.plan.data);
-        evaluate(&self.plan.model, model, examples, normalise, self.device, EVALUATION_BATCH)
+    fn on(
+        &self,
+        model: &Parameters,
+        examples: &Dataset,
+        n_threads: NonZero<usize>,
+    ) -> Result<Evaluation, TrainError> {
+        let (spec, normalise) = (&self.plan.model, normalisation(&self.plan.data));
+        evaluate(spec, model, examples, normalise, self.device, EVALUATION_BATCH, n_threads)
     }
 }
 
