@@ -63,7 +63,7 @@ chaos: setup-rust chaos-disk
 	COMITY_SEEDS=2000 cargo test --locked --workspace --lib -- --nocapture --test-threads 1 with_each_update_counted_once over_bad_links
 
 bench: setup-rust
-	cargo bench --locked --profile dev --workspace --bench noise --bench accountant --bench dp_step
+	cargo bench --locked --profile dev --workspace --bench noise --bench accountant --bench dp_step --bench local_training
 
 OUT ?= target/bench-rounds.md
 bench-rounds: setup-rust
