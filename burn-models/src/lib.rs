@@ -25,6 +25,7 @@ mod safetensors;
 mod scattering;
 mod site;
 mod train;
+mod tune;
 mod units;
 
 pub use bookkeeping::{clipped_gradient_sum, clipped_person_gradient_sum};
@@ -38,3 +39,4 @@ pub use own::{Correction, personal_model};
 pub use round::{LocalResult, LocalRound, RoundError, local_round};
 pub use safetensors::{SafetensorsError, read_safetensors, write_safetensors};
 pub use train::{TrainingTask, all_cores, train_plain, train_private};
+pub use tune::{FineTuning, fine_tune};

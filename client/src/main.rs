@@ -33,6 +33,7 @@ Examples:
   comity-client policy explain plan.toml   rule by rule, what would happen if it were offered?
   comity-client run list                   which runs were offered, and which wait for the steward?
   comity-client run approve RUN            let it train here
+  comity-client model tune RUN --model m.safetensors --out ours.safetensors   a finished model, for us alone
   comity-client ledger show --json         what has been spent, for a regulator's tools
   comity-client ledger forecast plan.toml  what one more run would cost
   comity-client privacy statement          what was promised to whom, and at what epsilon
@@ -110,6 +111,9 @@ enum Command {
         #[arg(long, default_value_t = 0, value_name = "N")]
         exit_after_runs: u32,
     },
+    /// Finished models, for this institution alone.
+    #[command(subcommand)]
+    Model(ModelCommand),
     /// The privacy that has been spent on this institution's data.
     #[command(subcommand)]
     Ledger(LedgerCommand),
@@ -134,6 +138,27 @@ enum Command {
     /// Plans of runs that are not offered yet.
     #[command(subcommand)]
     Plan(PlanCommand),
+}
+
+#[derive(Subcommand)]
+enum ModelCommand {
+    /// Train a finished run's model on with this institution's records. Nothing is sent; the result is NOT private.
+    Tune {
+        /// As `run list` prints it.
+        run: RunId,
+        /// The run's last model, as the operator exported it.
+        #[arg(long, value_name = "FILE.safetensors")]
+        model: PathBuf,
+        /// Passes over the records.
+        #[arg(long, default_value_t = 1, value_name = "N")]
+        epochs: u32,
+        /// The file to write; it stays here.
+        #[arg(long, value_name = "FILE.safetensors")]
+        out: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -439,6 +464,9 @@ fn main() -> ExitCode {
         }
         Command::Policy(PolicyCommand::Explain { plan, json }) => {
             commands::policy::explain(&cli.config, &plan, json)
+        }
+        Command::Model(ModelCommand::Tune { run, model, epochs, out, json }) => {
+            commands::model::tune(&cli.config, &run, &model, epochs, &out, json).map(|()| true)
         }
         Command::Plan(PlanCommand::Sign { plan, out }) => {
             commands::plan::sign(&cli.config, &plan, &out).map(|()| true)

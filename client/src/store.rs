@@ -199,8 +199,8 @@ pub(crate) struct Folded {
     pub(crate) opened: BTreeMap<String, Time>,
     /// How often the steward decided about each run.
     decisions: BTreeMap<RunId, usize>,
-    /// What this client keeps of each run that is not over.
-    states: BTreeMap<RunId, StateDigest>,
+    /// What this client keeps of each run that is not over, and of those whose model has layers of its own.
+    pub(crate) states: BTreeMap<RunId, StateDigest>,
     /// Runs that the ledger knows.
     debited: BTreeSet<String>,
 }
@@ -299,7 +299,9 @@ impl Folded {
         // The ledger has no line of its own for a run's end: this one is it.
         if part.participant.ended().is_some() {
             self.left.retain(|(open, _), _| open != run);
-            self.states.remove(run);
+            if !keeps_after_the_end(&part.plan) {
+                self.states.remove(run);
+            }
         }
         if !was_over && part.participant.ended().is_some() && self.debited.contains(run.as_str()) {
             self.ledger.push(LedgerEntry::Closed { run: run.to_string() });
@@ -372,7 +374,8 @@ pub(crate) struct Store {
     /// Updates that may be stored, oldest first.
     updates: Vec<Stored>,
     updates_bytes_max: u64,
-    /// What this client keeps of each open run; the blobs are nowhere else.
+    /// What this client keeps of each open run, and of those whose model has layers of its own; the blobs are
+    /// nowhere else.
     states: BTreeMap<RunId, StateDigest>,
     /// What left in each round of the open runs, when the store was opened.
     left: BytesOfRounds,
@@ -517,7 +520,9 @@ impl Store {
         let mut books = self.books.open();
         books.write(&Entry::Stepped { run: run.clone(), event })?;
         if part.participant.ended().is_some() {
-            self.states.remove(run);
+            if !keeps_after_the_end(&part.plan) {
+                self.states.remove(run);
+            }
             self.ledger.close(run.as_str());
         }
         books.put_if_ended(run, part)?;
@@ -606,6 +611,12 @@ impl Store {
     pub(crate) fn ledger(&self) -> &Ledger {
         &self.ledger
     }
+}
+
+/// Whether what a client keeps is of use after the run: the model is not whole without its local layers, while
+/// control variates have done their work.
+fn keeps_after_the_end(plan: &Plan) -> bool {
+    plan.model_manifest().is_ok_and(|manifest| manifest.n_local() > 0)
 }
 
 /// Where the journal of a node lies.

@@ -118,7 +118,7 @@ fn train(job: Job) -> Trained {
 }
 
 /// What this client kept of a run; it exists nowhere else.
-fn stored_state(blobs: &BlobStore, digest: StateDigest) -> anyhow::Result<ClientState> {
+pub(crate) fn stored_state(blobs: &BlobStore, digest: StateDigest) -> anyhow::Result<ClientState> {
     let bytes = blobs.read_all(&digest.0).context(
         "what this client keeps of the run is lost or damaged; put the node's state back from a backup",
     )?;

@@ -361,6 +361,10 @@ enum ModelCommand {
         /// The file to write.
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
+        /// Write also what the strategy remembers, as tensors `server.*`: the file can then be checked against
+        /// the model's digest, and certified.
+        #[arg(long)]
+        server_state: bool,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -501,8 +505,8 @@ fn main() -> ExitCode {
                 commands::receipts::compare(&home, &file, json)
             }
         },
-        Command::Model(ModelCommand::Export { run, round, out, json }) => {
-            commands::model::export(&home, &run, round, &out, json)
+        Command::Model(ModelCommand::Export { run, round, out, server_state, json }) => {
+            commands::model::export(&home, &run, round, &out, server_state, json)
         }
         Command::Journal(command) => match command {
             JournalCommand::Verify { json } => commands::journal::verify(&home, json),

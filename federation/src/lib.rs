@@ -50,9 +50,9 @@ pub use order::{CLOCK_SKEW_MAX, Consent, Order, OrderRefusal, SignedConsent, Sig
 pub use parameters::Parameters;
 pub use participant::{Participant, ParticipantEffect, ParticipantEvent, Task};
 pub use plan::{
-    Aggregation, Analytics, CohortPlan, DataContract, DpMetrics, LatePolicy, NamedClient,
-    Normalise, Optimizer, Plan, PrivacyTerms, SERVER_STATE, Sample, ServerStep, Strategy, Training,
-    WeightRule,
+    Aggregation, Analytics, ClipAdaptive, CohortPlan, DataContract, DpMetrics, LatePolicy,
+    NamedClient, Normalise, Optimizer, Plan, PrivacyTerms, SERVER_STATE, Sample, ServerStep,
+    Strategy, Training, WeightRule,
 };
 pub use policy::{
     Approval, Circumstances, Finding, Hours, ModelFamily, PinnedOperator, Policy, PolicyRefusal,

@@ -117,12 +117,39 @@ pub enum PrivacyTerms {
         epsilon: f64,
         /// See `epsilon`.
         delta: f64,
-        /// Bound on one institution's change of a round's model, L2.
+        /// Bound on one institution's change of a round's model, L2; with `clip_adaptive`, the first one.
         clip_norm_l2: f64,
+        /// Lets the bound follow the changes' norms (Andrew et al. 2021); absent: it stays.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        clip_adaptive: Option<ClipAdaptive>,
         /// Expected number of institutions in a round: each takes part with the same probability,
         /// independently of the others.
         cohort_expected: u32,
     },
+}
+
+/// A clipping norm that follows a quantile of the institutions' norms (Andrew et al. 2021, "Differentially private
+/// learning with adaptive clipping", <https://arxiv.org/abs/1905.03871>), at no further cost: the noisy count of
+/// those below the bound shares the noise of their changes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipAdaptive {
+    /// Share of the institutions whose changes are not to be clipped, in (0, 1).
+    pub quantile: f64,
+    /// How fast the bound follows, positive; the paper's is 0.2.
+    pub learning_rate: f64,
+    /// Standard deviation of the noise in the count, which has to be more than half the noise multiplier;
+    /// absent: a twentieth of the expected cohort, as in the paper.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count_noise_std: Option<f64>,
+}
+
+impl ClipAdaptive {
+    /// Standard deviation of the noise in the count of a cohort of so many.
+    #[must_use]
+    pub fn count_noise_std(&self, cohort_expected: u32) -> f64 {
+        self.count_noise_std.unwrap_or(f64::from(cohort_expected) / 20.0)
+    }
 }
 
 /// Metrics of the round's model on a client's own records, which leave it with noise.
@@ -422,8 +449,16 @@ impl Plan {
     /// # Errors
     /// [`PlanError::Invalid`] if the target cannot be reached.
     pub fn institutions_plan(&self) -> Result<Option<PrivacyPlan>, PlanError> {
-        let PrivacyTerms::DpFedavg { clip_norm_l2, cohort_expected, .. } = &self.privacy else {
+        let PrivacyTerms::DpFedavg { clip_norm_l2, cohort_expected, clip_adaptive, .. } =
+            &self.privacy
+        else {
             return Ok(None);
+        };
+        // Where the bound is adapted, changes are scaled to it first, and one coordinate more counts them: the
+        // joint Gaussian of theorem 1 of Andrew et al. 2021.
+        let (clip_norm_l2, n_more) = match clip_adaptive {
+            None => (*clip_norm_l2, 0),
+            Some(_) => (1.0, 1),
         };
         let request = PrivacyRequest {
             unit: PrivacyUnit::Institution,
@@ -433,15 +468,25 @@ impl Plan {
             batch_expected: *cohort_expected,
             steps_per_round: 1,
             rounds: self.rounds,
-            clip_norm_l2: *clip_norm_l2,
-            n_parameters: self.model_manifest()?.n_shared() as u64,
+            clip_norm_l2,
+            n_parameters: self.model_manifest()?.n_shared() as u64 + n_more,
             metrics_rho_per_round: 0.0,
             loss: None,
             analytics: None,
         };
-        PrivacyPlan::calibrate(&request)
-            .map(Some)
-            .map_err(|e| PlanError::invalid("privacy", e.to_string()))
+        let plan = PrivacyPlan::calibrate(&request)
+            .map_err(|e| PlanError::invalid("privacy", e.to_string()))?;
+        if let Some(adaptive) = clip_adaptive {
+            let least = plan.real_noise_multiplier() / 2.0;
+            if adaptive.count_noise_std(*cohort_expected) <= least {
+                let reason = format!(
+                    "must be more than half the noise multiplier, {least:.3} here: write a larger one, or raise \
+                     privacy.cohort_expected"
+                );
+                return Err(PlanError::invalid("privacy.clip_adaptive.count_noise_std", reason));
+            }
+        }
+        Ok(Some(plan))
     }
 
     /// What the terms ask of `client`; `None` where it trains without DP of its own.
@@ -568,7 +613,23 @@ impl Plan {
         cohort.validate()?;
 
         self.budget()?;
-        if let PrivacyTerms::DpFedavg { delta, clip_norm_l2, cohort_expected, .. } = &self.privacy {
+        if let PrivacyTerms::DpFedavg {
+            delta, clip_norm_l2, cohort_expected, clip_adaptive, ..
+        } = &self.privacy
+        {
+            check(
+                clip_adaptive.is_none_or(|c| c.quantile > 0.0 && c.quantile < 1.0),
+                "privacy.clip_adaptive.quantile",
+                "use a number between 0 and 1; 0.5 is the median",
+            )?;
+            check(
+                clip_adaptive.is_none_or(|c| {
+                    positive(c.learning_rate) && c.count_noise_std.is_none_or(positive)
+                }),
+                "privacy.clip_adaptive",
+                "learning_rate and count_noise_std must be positive; leave out count_noise_std for a twentieth of \
+                 the expected cohort",
+            )?;
             check(positive(*clip_norm_l2), "privacy.clip_norm_l2", "use a positive number")?;
             check(
                 (1..=cohort.clients.len()).contains(&(*cohort_expected as usize)),
@@ -889,7 +950,38 @@ fixed_point_bits = 22
             (vec!["KR/site-00001".into(), "VN/site-00002".into()], 1000)
         );
         assert_eq!(Plan::from_json(&plan.to_json()).unwrap(), plan);
+        // An adaptive bound costs nothing: the same noise multiplier, over one coordinate more.
+        let adaptive = "cohort_expected = 50\nclip_adaptive = { quantile = 0.5, learning_rate = 0.2, \
+                        count_noise_std = 5.0 }";
+        let adapted = Plan::from_toml(&text.replace("cohort_expected = 50", adaptive)).unwrap();
+        assert_eq!(Plan::from_json(&adapted.to_json()).unwrap(), adapted);
+        let of_adapted = adapted.institutions_plan().unwrap().unwrap();
+        assert_eq!(of_adapted.noise_multiplier(), privacy.noise_multiplier());
+        assert_eq!(of_adapted.epsilon_total(), privacy.epsilon_total());
+        assert_eq!(of_adapted.n_parameters(), privacy.n_parameters() + 1);
+        assert_eq!(of_adapted.clip_norm_l2(), 1.0);
+        let loud =
+            Plan::from_toml(&text.replace("cohort_expected = 50", &adaptive.replace("5.0", "0.1")));
+        let error = loud.unwrap().institutions_plan().unwrap_err().to_string();
+        assert!(error.contains("half the noise multiplier"), "{error}");
+        // The server's step is post-processing of the noised mean, if it is a function of it.
+        let with = |strategy: &str| Plan::from_toml(&text.replace("\"fedavg\"", strategy));
+        assert!(with("{ fedadam = {} }").is_ok() && with("{ fedprox = { mu = 0.1 } }").is_ok());
+        for strategy in ["{ fednova = {} }", "\"median\""] {
+            let error = with(strategy).unwrap_err().to_string();
+            assert!(error.contains("their mean is what is accounted for"), "{error}");
+        }
         for (from, to, expected) in [
+            (
+                "cohort_expected = 50",
+                "cohort_expected = 50\nclip_adaptive = { quantile = 1.0, learning_rate = 0.2 }",
+                "privacy.clip_adaptive.quantile",
+            ),
+            (
+                "cohort_expected = 50",
+                "cohort_expected = 50\nclip_adaptive = { quantile = 0.5, learning_rate = 0.0 }",
+                "privacy.clip_adaptive",
+            ),
             ("cohort_expected = 50", "cohort_expected = 1001", "privacy.cohort_expected"),
             ("cohort_expected = 50", "cohort_expected = 0", "privacy.cohort_expected"),
             ("clip_norm_l2 = 1.0", "clip_norm_l2 = 0.0", "privacy.clip_norm_l2"),

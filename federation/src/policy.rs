@@ -221,6 +221,7 @@ impl Policy {
             ("countries_min", self.countries(plan)),
             ("secure_aggregation", self.aggregation()),
             ("bytes_out_round_max", self.bytes_out(plan)),
+            ("keeps", Ok(says_keeps(plan))),
             ("operators", Ok(self.says_operators())),
             ("consents_countries_min", Ok(self.says_consents())),
             ("hours", Ok(self.says_hours())),
@@ -439,6 +440,21 @@ fn named_in_plan(named: Option<&NamedClient>, client: &ClientId) -> Verdict {
 #[must_use]
 pub fn n_countries<'a>(clients: impl IntoIterator<Item = &'a ClientId>) -> usize {
     clients.into_iter().map(ClientId::country).collect::<BTreeSet<Country>>().len()
+}
+
+/// What a round brings to the node and what stays there: no rule, but what a steward wants to know.
+fn says_keeps(plan: &Plan) -> String {
+    let n_state = plan.client_state_len().unwrap_or(0);
+    let n_server = plan.manifest().map_or(0, |manifest| manifest.n_parameters())
+        - plan.model_manifest().map_or(0, |manifest| manifest.n_parameters());
+    let own = match n_state {
+        0 => "the node keeps nothing of its own between rounds".to_owned(),
+        n => format!("the node keeps {n} values of its own between rounds, which never leave it"),
+    };
+    match n_server {
+        0 => own,
+        n => format!("{own}; with each model come {n} values that the server remembers"),
+    }
 }
 
 /// Whether `text` fits `pattern`, in which each `*` stands for any text, none included.

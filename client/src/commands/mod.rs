@@ -7,6 +7,7 @@ pub mod egress;
 pub mod join;
 pub mod journal;
 pub mod ledger;
+pub mod model;
 pub mod plan;
 pub mod policy;
 pub mod privacy;

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
 use comity_certs::{Document, Verifier, fingerprint};
-use comity_federation::{CertificateFile, Export, ModelCertificate, ModelDigest, RunId};
+use comity_federation::{
+    CertificateFile, Export, ModelCertificate, ModelDigest, RunId, SERVER_STATE,
+};
 use comity_proto::convert::signature;
 use comity_proto::v1;
 use safetensors::{Dtype, SafeTensors};
@@ -170,6 +172,12 @@ fn check_signature(file: &CertificateFile, root_pem: Option<&str>) -> anyhow::Re
 /// where the certificate says so.
 fn check_model(paper: &ModelCertificate, bytes: &[u8]) -> anyhow::Result<Option<bool>> {
     let file = SafeTensors::deserialize(bytes).context("this is no safetensors file")?;
+    let remembers = paper.tensors.iter().any(|tensor| tensor.name.starts_with(SERVER_STATE));
+    ensure!(
+        !remembers || file.names().iter().any(|name| name.starts_with(SERVER_STATE)),
+        "the certified digest is of the model with what the server remembers of it, which this file lacks: \
+         export it with `model export --server-state`"
+    );
     ensure!(
         file.len() == paper.tensors.len(),
         "the file has {} tensors, the certified model {}",

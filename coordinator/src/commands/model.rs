@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
-use comity_federation::{ModelDigest, RunId};
+use comity_federation::{ModelDigest, RunId, SERVER_STATE};
 use comity_proto::chunk::Reassembly;
 use comity_proto::convert::digest;
 use comity_proto::v1::{self, export_part::Part};
@@ -18,12 +18,14 @@ use super::operator::{open, refused};
 use super::run::block_on;
 use crate::config::Home;
 
-/// Fetches the model of `round`, checks its digest and writes it to `out`.
+/// Fetches the model of `round`, checks its digest and writes it to `out`; what the server remembers behind it
+/// only if `server_state` says so.
 pub fn export(
     home: &Home,
     run: &RunId,
     round: Option<u32>,
     out: &Path,
+    server_state: bool,
     as_json: bool,
 ) -> anyhow::Result<()> {
     let (header, bytes) = block_on(fetch(home, run, round))?;
@@ -36,7 +38,9 @@ pub fn export(
         let shape: Vec<usize> = tensor.shape.iter().map(|side| *side as usize).collect();
         let n = shape.iter().product::<usize>() * 4;
         let data = rest.split_off(..n).context("the model is shorter than its tensors")?;
-        tensors.push((tensor.name.clone(), TensorView::new(Dtype::F32, shape, data)?));
+        if server_state || !tensor.name.starts_with(SERVER_STATE) {
+            tensors.push((tensor.name.clone(), TensorView::new(Dtype::F32, shape, data)?));
+        }
     }
     ensure!(rest.is_empty(), "the model is longer than its tensors");
     let metadata = HashMap::from([

@@ -43,7 +43,12 @@ fn a_plan_within_every_rule_is_agreed_to_and_each_rule_says_why() {
     let findings = policy.findings(&plan, &client(), Circumstances::default());
     assert!(findings.iter().all(|finding| finding.holds && !finding.says.is_empty()));
     let rules: Vec<_> = findings.iter().map(|finding| finding.rule).collect();
-    assert!(rules.len() == 19 && rules.contains(&"hours") && rules.contains(&"approval"));
+    assert!(
+        rules.len() == 20
+            && rules.contains(&"keeps")
+            && rules.contains(&"hours")
+            && rules.contains(&"approval")
+    );
 }
 
 #[test]
@@ -106,8 +111,13 @@ fn privacy_that_is_missing_or_made_elsewhere_is_declined() {
     policy.without_dp_allowed = true;
     assert_eq!(policy.review(&open, &client(), Circumstances::default()), Ok(()));
     let mut elsewhere = sample();
-    elsewhere.privacy =
-        PrivacyTerms::DpFedavg { epsilon: 0.1, delta: 1e-5, clip_norm_l2: 1.0, cohort_expected: 2 };
+    elsewhere.privacy = PrivacyTerms::DpFedavg {
+        epsilon: 0.1,
+        delta: 1e-5,
+        clip_norm_l2: 1.0,
+        clip_adaptive: None,
+        cohort_expected: 2,
+    };
     assert_eq!(refusal(&policy, &elsewhere, "without_dp"), No::NoiseElsewhere);
 }
 

@@ -305,6 +305,7 @@ fn run_that_draws() -> Run {
         epsilon: 8.0,
         delta: 1e-5,
         clip_norm_l2: 1.0,
+        clip_adaptive: None,
         cohort_expected: 1,
     };
     plan.cohort.weights = crate::WeightRule::Uniform;

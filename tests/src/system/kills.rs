@@ -89,7 +89,21 @@ fn judge(report: &RunReport, clients: &[ClientId], model: &str) -> Result<u64, S
 #[test]
 fn killed_over_and_over_every_update_counts_once_and_the_model_is_the_simulators() {
     let n_kills: u64 = std::env::var(N_KILLS).map_or(N_KILLS_DEFAULT, |n| n.parse().unwrap());
-    let mut site = Site::new(&short_rounds(ROUNDS));
+    survives(&short_rounds(ROUNDS), n_kills);
+}
+
+/// A control variate that was of another round than the update beside it would end in another model.
+#[test]
+fn killed_over_and_over_clients_keep_what_belongs_to_their_last_update() {
+    let plan = short_rounds(ROUNDS)
+        .replace("\"fedavg\"", "\"scaffold\"")
+        .replace("local_epochs = 1", "local_steps = 2");
+    survives(&plan, N_KILLS_DEFAULT);
+}
+
+/// Kills whoever serves `plan` so many times.
+fn survives(plan: &str, n_kills: u64) {
+    let mut site = Site::new(plan);
     let clients = site.add_clients(None, true);
     site.keep_port();
     let model = site.simulated_model();
