@@ -39,7 +39,8 @@ impl Bucket {
 
     pub(super) fn create(&self, key: &str, bytes: &[u8]) -> Result<Creation, SimulationError> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        let put = self.store.put_opts(&self.path(key), bytes.to_vec().into(), options);
+        let path = self.path(key);
+        let put = self.store.put_opts(&path, bytes.to_vec().into(), options);
         match self.runtime.block_on(put) {
             Ok(_) => Ok(Creation::Created),
             Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(Creation::Existed),
@@ -68,7 +69,8 @@ impl Bucket {
     }
 
     pub(super) fn remove(&self, key: &str) -> Result<(), SimulationError> {
-        let removed = self.runtime.block_on(self.store.delete(&self.path(key)));
+        let path = self.path(key);
+        let removed = self.runtime.block_on(self.store.delete(&path));
         removed.map_err(|error| failed(key, &error))
     }
 }
