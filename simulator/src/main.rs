@@ -1,6 +1,7 @@
 //! `comity-sim`: the researcher's tool.  A federation in one process, and the privacy calculator.
 
 mod commands;
+mod interrupt;
 mod output;
 mod overrides;
 

@@ -6,11 +6,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use crate::interrupt::is_interrupted;
 use comity_burn_models::{Device, DeviceChoice};
 use comity_federation::Plan;
 use comity_simulator::results::folder::holds_result_of;
 use comity_simulator::results::{Environment, ResultsWriter, Summary, noise_label};
-use comity_simulator::{NoiseMode, Progress, Simulation, SimulationError, SimulationResult, World};
+use comity_simulator::{
+    NoiseMode, Progress, Ranks, Simulation, SimulationError, SimulationResult, World,
+};
 
 /// Where a run's folder notes how it goes on.
 pub(crate) const CHECKPOINT: &str = "checkpoint";
@@ -32,6 +35,8 @@ pub(crate) struct Job<'a> {
     pub(crate) overwrite: bool,
     /// Whether it goes on from the checkpoint in that folder, if there is one.
     pub(crate) resume: bool,
+    /// The processes that share the work; checkpoints are of one process.
+    pub(crate) ranks: &'a dyn Ranks,
 }
 
 /// A run that has ended, as planned or not.
@@ -62,7 +67,8 @@ impl Job<'_> {
         let data = world.load(self.plan, base_dir)?;
         let plan = world.resolve(self.plan, &data)?;
         let stop = AtomicBool::new(false);
-        let checkpoint = self.out.map(|out| out.join(CHECKPOINT));
+        let checkpoint =
+            self.out.filter(|_| self.ranks.size() == 1).map(|out| out.join(CHECKPOINT));
         let defaults = Simulation::new(&plan, &data, self.device);
         let simulation = Simulation {
             seed: world.seed,
@@ -91,7 +97,10 @@ impl Job<'_> {
             _ => None,
         };
         let mut unwritten = None;
-        let result = simulation.run(&mut |progress| {
+        let result = simulation.run_on(self.ranks, &mut |progress| {
+            if is_interrupted() {
+                stop.store(true, Ordering::Relaxed);
+            }
             if let (Some(out), None) = (self.out, &unwritten) {
                 let written = match &progress {
                     Progress::Resumed { rounds } if !rounds.is_empty() => {

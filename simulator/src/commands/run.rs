@@ -7,9 +7,13 @@ use std::path::PathBuf;
 use clap::Args;
 use comity_burn_models::DeviceChoice;
 use comity_federation::{ClientId, Country, Plan, PrivacyTerms};
+#[cfg(feature = "mpi")]
+use comity_simulator::Mpi;
 use comity_simulator::results::Summary;
 use comity_simulator::results::folder::SUMMARY;
-use comity_simulator::{NoiseMode, Progress, RoundScore, SimulationResult};
+use comity_simulator::{
+    NoiseMode, OneProcess, Progress, Ranks, RoundScore, SimulationError, SimulationResult,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::commands::job::{Done, Job};
@@ -66,6 +70,10 @@ pub(crate) struct Run {
     /// Draw noise and batches from the operating system, by the exact mechanisms, as deployed.
     #[arg(long)]
     exact_noise: bool,
+    /// Share the work with the other processes that mpirun started.
+    #[cfg(feature = "mpi")]
+    #[arg(long, conflicts_with = "resume")]
+    mpi: bool,
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
@@ -90,21 +98,45 @@ impl Run {
         let plan = read_plan_with(&self.plan, &of_plan)?;
         let world = self.world.read_absolute(&of_world)?;
         let device = self.device.open()?;
+        #[cfg(feature = "mpi")]
+        let mpi = self.mpi.then(Mpi::join).transpose()?;
+        #[cfg(feature = "mpi")]
+        let ranks: &dyn Ranks = mpi.as_ref().map_or(&OneProcess, |mpi| mpi);
+        #[cfg(not(feature = "mpi"))]
+        let ranks: &dyn Ranks = &OneProcess;
         let job = Job {
             plan: &plan,
             world: &world,
             device_name: &self.device,
             device: &device,
             noise: if self.exact_noise { NoiseMode::Exact } else { NoiseMode::Seeded },
-            out: self.out.as_deref(),
+            // The first process writes for all.
+            out: self.out.as_deref().filter(|_| ranks.rank() == 0),
             overwrite: self.overwrite,
             resume: self.resume,
             n_threads: self.threads,
+            ranks,
         };
-        let mut display = Display::new(&plan);
-        let done = job.run(&mut |progress| display.show(&progress));
-        display.close();
-        let Done { plan, result, summary } = done?;
+        let is_first = ranks.rank() == 0;
+        let mut display = is_first.then(|| Display::new(&plan));
+        let done = job.run(&mut |progress| {
+            if let Some(display) = &mut display {
+                display.show(&progress);
+            }
+        });
+        if let Some(display) = display {
+            display.close();
+        }
+        let Done { plan, result, summary } = done.map_err(|error| match (&error, &self.out) {
+            (SimulationError::Interrupted, Some(out)) => Hint::attach(
+                error.into(),
+                format!("it goes on with --out {} --resume", out.display()),
+            ),
+            _ => error.into(),
+        })?;
+        if !is_first {
+            return Ok(());
+        }
         if self.json {
             output::print_json(&summary)?;
         } else {

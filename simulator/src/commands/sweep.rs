@@ -8,7 +8,7 @@ use clap::Args;
 use comity_burn_models::{Device, DeviceChoice};
 use comity_simulator::results::Comparison;
 use comity_simulator::results::folder::{SUMMARY, holds_result_of, write_whole};
-use comity_simulator::{NoiseMode, Progress, RunFolder, SimulationError};
+use comity_simulator::{NoiseMode, OneProcess, Progress, RunFolder, SimulationError};
 use serde::Serialize;
 
 use crate::commands::cells::{Axes, Cell};
@@ -99,7 +99,7 @@ impl Sweep {
                 Err(error) => {
                     let reason = error.to_string();
                     eprintln!("{label}: {reason}");
-                    if cannot_write(&error) {
+                    if cannot_write(&error) || matches!(error, SimulationError::Interrupted) {
                         stopped = Some(error);
                     }
                     Outcome::Failed { reason }
@@ -114,7 +114,7 @@ impl Sweep {
         }
         if let Some(error) = stopped {
             let n_ended = outcomes.iter().filter(|o| **o == Outcome::Ended).count();
-            let advice = "what has ended is whole; make room and run the same command again";
+            let advice = "what has ended is whole, and the same command goes on; make room first if that is what is missing";
             let error = anyhow::Error::new(error)
                 .context(format!("stopped after {n_ended} of {} cells", cells.len()));
             return Err(Hint::attach(error, advice));
@@ -177,6 +177,7 @@ impl Runner<'_> {
             out: Some(dir),
             overwrite: false,
             resume: true,
+            ranks: &OneProcess,
         };
         let done = job.run(&mut |progress| {
             if let Progress::Resumed { rounds } = progress {
