@@ -11,6 +11,8 @@ use comity_privacy::{
     clip_factor,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{NoiseMode, SimulationError};
 
 /// Whose randomness it is, where the seeds of clients are told apart by their ids.
@@ -43,6 +45,15 @@ impl Adaptive {
         let below = f64::midpoint(last / self.s, 1.0);
         clip * (-self.learning_rate * (below - self.quantile)).exp()
     }
+}
+
+/// What the one that draws cohorts keeps from one round to the next.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Saved {
+    /// What its ledger wrote.
+    entries: Vec<LedgerEntry>,
+    /// The bound on a change, where it follows the changes.
+    clip_norm_l2: f64,
 }
 
 /// The coordinator as the one that draws cohorts in secret and adds the noise.
@@ -147,15 +158,16 @@ impl TrustedCoordinator {
         Ok((released.into_value(), digest))
     }
 
-    /// What its ledger wrote.
-    pub(crate) fn entries(&self) -> Vec<LedgerEntry> {
-        self.entries.clone()
+    /// What it keeps from one round to the next.
+    pub(crate) fn saved(&self) -> Saved {
+        Saved { entries: self.entries.clone(), clip_norm_l2: self.clip_norm_l2 }
     }
 
-    /// The ledger as `entries` say, between two rounds.
-    pub(crate) fn replay(&mut self, entries: Vec<LedgerEntry>) -> Result<(), PrivacyError> {
-        self.ledger = Ledger::replay(self.ledger.limit(), entries.iter().cloned())?;
-        self.entries = entries;
+    /// Goes on from what was `saved` between two rounds.
+    pub(crate) fn go_on(&mut self, saved: Saved) -> Result<(), PrivacyError> {
+        self.ledger = Ledger::replay(self.ledger.limit(), saved.entries.iter().cloned())?;
+        self.entries = saved.entries;
+        self.clip_norm_l2 = saved.clip_norm_l2;
         Ok(())
     }
 

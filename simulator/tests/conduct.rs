@@ -292,7 +292,8 @@ fn resumed(plan: &Plan, conduct: &Conduct, stop_after: usize) -> Ran {
 fn a_resumed_simulation_ends_in_the_same_bits_as_an_uninterrupted_one() {
     let dp =
         "mode = \"dp_sgd\"\nunit = \"record\"\nepsilon = 8.0\ndelta = 1e-4\nclip_norm_l2 = 0.5";
-    let institutions = "mode = \"dp_fedavg\"\nepsilon = 8.0\ndelta = 1e-2\nclip_norm_l2 = 0.5\ncohort_expected = 5";
+    let institutions = "mode = \"dp_fedavg\"\nepsilon = 8.0\ndelta = 1e-2\nclip_norm_l2 = 0.5\ncohort_expected = 5\n\
+         clip_adaptive = { quantile = 0.5, learning_rate = 0.2, count_noise_std = 2.0 }";
     let fedbuff =
         ("strategy = \"fedavg\"", "strategy = { fedbuff = { buffer = 5, staleness_max = 3 } }");
     let none = "mode = \"none\"";

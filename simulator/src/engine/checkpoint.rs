@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::queue::{Moment, Queue};
 use super::wave::Ready;
+use crate::institutions::Saved;
 use crate::{Conduct, RoundScore, SimulationError};
 
 const CHECKPOINT: &str = "checkpoint.json";
@@ -56,8 +57,8 @@ pub(super) struct State {
     pub(super) queue: Queue,
     pub(super) trained: Vec<(Moment, Result<Ready, String>)>,
     pub(super) clients: Vec<ClientMark>,
-    /// The ledger of the one that protects institutions.
-    pub(super) institutions: Option<Vec<LedgerEntry>>,
+    /// What the one that protects institutions keeps.
+    pub(super) institutions: Option<Saved>,
     pub(super) rounds: Vec<RoundScore>,
 }
 

@@ -61,8 +61,8 @@ impl Engine<'_> {
             };
             self.trained.insert(moment, ready);
         }
-        if let (Some(trusted), Some(entries)) = (&mut self.trusted, state.institutions) {
-            trusted.replay(entries)?;
+        if let (Some(trusted), Some(saved)) = (&mut self.trusted, state.institutions) {
+            trusted.go_on(saved)?;
         }
         self.saved_states = state.states;
         self.states.take_changed();
@@ -152,7 +152,7 @@ impl Engine<'_> {
             queue: std::mem::take(&mut self.queue),
             trained,
             clients: self.clients.iter().map(mark).collect(),
-            institutions: self.trusted.as_ref().map(TrustedCoordinator::entries),
+            institutions: self.trusted.as_ref().map(TrustedCoordinator::saved),
             rounds: self.rounds.clone(),
         };
         let state = checkpoints.write(&lines, state)?;
