@@ -41,6 +41,6 @@ pub use noise::{NoiseMode, SeededNoise, seeded_randomness};
 pub use observations::{ClientRound, Fairness, Progress, RoundScore};
 pub use results::RunFolder;
 pub use world::{
-    Baseline, ClientRows, FederationData, Records, Sources, Standardise, TrainData, World,
-    WorldData, divide, folder_name,
+    Baseline, ClientRows, FederationData, FineTune, Records, Sources, Standardise, TrainData,
+    World, WorldData, divide, folder_name,
 };

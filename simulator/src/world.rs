@@ -9,6 +9,7 @@ mod division;
 mod sources;
 
 use std::borrow::Cow;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use comity_burn_models::data_contract;
@@ -36,9 +37,20 @@ pub struct World {
     pub data: WorldData,
     /// How the training data lie over the clients.
     pub partition: Partition,
+    /// What each client does with the last model by itself; absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fine_tune: Option<FineTune>,
     /// How the clients behave: what their links carry, who is slow, away, or works against the others.
     #[serde(default)]
     pub conduct: Conduct,
+}
+
+/// Fine-tuning at each client after the run, scored on the records that it keeps for testing (`client_test`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FineTune {
+    /// Passes over the client's training records, at least 1.
+    pub epochs: NonZero<u32>,
 }
 
 /// The data of a world.
@@ -124,6 +136,11 @@ impl World {
     /// [`SimulationError::DataMissing`], [`SimulationError::Data`] if a file does not fit the
     /// plan, [`SimulationError::Partition`], [`SimulationError::NoTest`].
     pub fn load(&self, plan: &Plan, base_dir: &Path) -> Result<FederationData, SimulationError> {
+        if self.fine_tune.is_some() && self.data.client_test.is_none() {
+            let reason =
+                "fine_tune is scored on what clients keep for testing: add data.client_test";
+            return Err(SimulationError::World(reason.to_owned()));
+        }
         // The test set first: it is the smaller one, and a file of the wrong shape shows sooner.
         let public = self.load_public(plan, base_dir)?;
         let (train, rows) = self.load_rows(plan, base_dir)?;

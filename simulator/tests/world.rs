@@ -352,6 +352,34 @@ fn a_baseline_trains_on_the_same_rows_as_the_federation() {
     assert!(error.contains("no client JP/x"), "{error}");
 }
 
+/// Each client's own model after the run, and the score of the shared one beside it.
+#[test]
+fn clients_tune_the_last_model_by_themselves_and_keep_what_they_test_on_out_of_it() {
+    let dir = folder(200);
+    let tuned = WORLD.replace("[data]", "fine_tune = { epochs = 30 }\n[data]");
+    let world = World::from_toml(&tuned).unwrap();
+    let plan = plan();
+    let data = world.load(&plan, dir.path()).unwrap();
+    let device = DeviceChoice::Cpu.open().unwrap();
+    let run = |fine_tune, n_threads| {
+        let n_threads = std::num::NonZero::new(n_threads).unwrap();
+        let simulation =
+            Simulation { fine_tune, n_threads, ..Simulation::new(&plan, &data, &device) };
+        simulation.run(&mut |_| {}).unwrap()
+    };
+    let epochs = world.fine_tune.map(|fine_tune| fine_tune.epochs);
+    let (plain, tuned) = (run(None, 2), run(epochs, 2));
+    assert_eq!((plain.report, plain.fine_tuned), (tuned.report, None));
+    let fairness = tuned.fine_tuned.unwrap();
+    assert_eq!(fairness.n_clients, 2);
+    assert_eq!(run(epochs, 1).fine_tuned, Some(fairness));
+
+    let mut nowhere = World { fine_tune: world.fine_tune, ..World::from_toml(WORLD).unwrap() };
+    nowhere.data.client_test = None;
+    let error = nowhere.load(&plan, dir.path()).unwrap_err().to_string();
+    assert!(error.contains("add data.client_test"), "{error}");
+}
+
 /// The sample shows a key's other choices as comments, which have to be right too.
 #[test]
 fn every_choice_that_the_sample_of_a_world_shows_is_read() {
@@ -382,6 +410,7 @@ fn every_choice_that_the_sample_of_a_world_shows_is_read() {
         assert!(other.conduct.validate(3).is_ok(), "{choice}");
         seen.insert(key);
     }
-    let expected = ["attackers", "baseline", "partition", "records", "standardise", "train"];
+    let expected =
+        ["attackers", "baseline", "fine_tune", "partition", "records", "standardise", "train"];
     assert_eq!(seen.iter().map(String::as_str).collect::<Vec<_>>(), expected);
 }

@@ -74,6 +74,7 @@ impl Job<'_> {
             seed: world.seed,
             noise,
             conduct: world.conduct.clone(),
+            fine_tune: world.fine_tune.map(|fine_tune| fine_tune.epochs),
             n_threads: self.n_threads.unwrap_or(defaults.n_threads),
             checkpoint: checkpoint.as_deref(),
             resume: self.resume,

@@ -51,13 +51,8 @@ fn baseline(text: &str) -> Result<Baseline, IdError> {
 impl WorldArgs {
     /// The world, and the folder at which its paths start.
     fn read(&self) -> anyhow::Result<(World, PathBuf)> {
-        let text = read_text(&self.world, "world", "docs/samples/world.toml")?;
-        let mut world =
-            World::from_toml(&text).with_context(|| format!("in {}", self.world.display()))?;
-        world.seed = self.world_seed.unwrap_or(world.seed);
-        if let Some(baseline) = &self.baseline {
-            world.baseline = Some(baseline.clone());
-        }
+        let world = World::from_toml(&self.text()?)
+            .with_context(|| format!("in {}", self.world.display()))?;
         let base_dir = world.base_dir(&self.world, self.data.as_deref());
         Ok((world, base_dir))
     }
@@ -69,9 +64,17 @@ impl WorldArgs {
         self.absolute(world)
     }
 
-    /// The text of the world file.
+    /// The text of the world, with what the command line says of it.
     fn text(&self) -> anyhow::Result<String> {
-        read_text(&self.world, "world", "examples/fashion/world.toml")
+        let text = read_text(&self.world, "world", "docs/samples/world.toml")?;
+        if self.world_seed.is_none() && self.baseline.is_none() {
+            return Ok(text);
+        }
+        let mut world =
+            World::from_toml(&text).with_context(|| format!("in {}", self.world.display()))?;
+        world.seed = self.world_seed.unwrap_or(world.seed);
+        world.baseline = self.baseline.clone().or(world.baseline);
+        Ok(toml::to_string(&world)?)
     }
 
     /// `world` with an absolute path to its data.

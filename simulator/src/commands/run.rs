@@ -245,6 +245,15 @@ fn report(plan: &Plan, result: &SimulationResult, summary: &Summary) -> String {
     if let (Some(accuracy), Some(score)) = (summary.accuracy, result.rounds.last()) {
         text += &format!(", accuracy {:.2} %, model {}", 100.0 * accuracy, score.model);
     }
+    if let Some(tuned) = &result.fine_tuned {
+        let before = result.rounds.last().and_then(|score| score.fairness);
+        text += &format!(
+            "\nat the clients, on what each keeps for testing: {}after fine-tuning mean {:.2} %, lowest {:.2} %",
+            before.map_or_else(String::new, |b| format!("mean {:.2} %; ", 100.0 * b.mean)),
+            100.0 * tuned.mean,
+            100.0 * tuned.min,
+        );
+    }
     match plan.privacy {
         PrivacyTerms::None => {}
         PrivacyTerms::DpSgd { unit, epsilon, delta, .. } => {

@@ -18,6 +18,7 @@ mod states;
 mod updates;
 mod wave;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::path::Path;
@@ -25,7 +26,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use comity_burn_models::{Device, Evaluation, all_cores, check_units, personal_model};
+use comity_burn_models::{
+    Device, Evaluation, FineTuning, all_cores, check_units, fine_tune, personal_model,
+};
 use comity_federation::{
     Accumulator, Circumstances, ClientId, Contribution, Effect, Event, Fold, ModelDigest, Outcome,
     Parameters, Participant, ParticipantEffect, ParticipantEvent, Plan, Policy, Rejection, Run,
@@ -67,6 +70,9 @@ pub struct Simulation<'a> {
     pub conduct: Conduct,
     /// On how many cores; the result does not depend on it.
     pub n_threads: NonZero<usize>,
+    /// So many epochs each client trains the last model on, by itself, and scores what it gets on the
+    /// records that it keeps for testing; `None`: that is not done.
+    pub fine_tune: Option<NonZero<u32>>,
     /// A folder in which the simulation notes after each round where it is; `None`: nowhere.
     pub checkpoint: Option<&'a Path>,
     /// Whether it goes on from what is noted there; otherwise that is forgotten.
@@ -88,6 +94,8 @@ pub struct SimulationResult {
     pub ledgers: BTreeMap<ClientId, Ledger>,
     /// What was spent on whole institutions, where the plan protects them.
     pub institutions: Option<Statement>,
+    /// How the last model does at each client after fine-tuning there; `None` where none was asked for.
+    pub fine_tuned: Option<Fairness>,
 }
 
 impl<'a> Simulation<'a> {
@@ -103,6 +111,7 @@ impl<'a> Simulation<'a> {
             noise: NoiseMode::Seeded,
             conduct: Conduct::default(),
             n_threads: all_cores(),
+            fine_tune: None,
             checkpoint: None,
             resume: false,
             stop: None,
@@ -143,7 +152,7 @@ impl<'a> Simulation<'a> {
         while engine.run.outcome().is_none() {
             engine.advance(observe)?;
         }
-        Ok(engine.finish())
+        engine.finish()
     }
 
     fn is_stopped(&self) -> bool {
@@ -779,9 +788,40 @@ impl<'a> Engine<'a> {
         Time(self.now.0.saturating_add(ms))
     }
 
-    fn finish(self) -> SimulationResult {
+    /// How the last model does at each client once the client has trained it on, on its own records.
+    fn fine_tuned(&self, n_epochs: NonZero<u32>) -> Result<Option<Fairness>, SimulationError> {
+        let Self { simulation, ids, states, model, .. } = self;
+        let tuned = |position: usize| -> Result<Cow<'_, Parameters>, SimulationError> {
+            let (shard, state) = (simulation.data.shard(position), states.get(position)?);
+            if shard.is_empty() {
+                return Ok(personal_model(simulation.plan, model, state.as_ref())?);
+            }
+            let task = FineTuning {
+                plan: simulation.plan,
+                model,
+                state: state.as_ref(),
+                client: &ids[position],
+                dataset: &shard,
+                n_epochs: n_epochs.get(),
+                device: simulation.device,
+                n_threads: NonZero::<usize>::MIN,
+            };
+            Ok(Cow::Owned(fine_tune(&task, &mut |_, _| {})?))
+        };
+        let is_mine = |client| self.is_mine(client);
+        let own = self.scoring.score_clients(tuned, simulation, &is_mine)?;
+        let own = own.map(|own| ranks::of_all(self.ranks, own));
+        Ok(own.and_then(|own| Fairness::of(own.iter().flatten().map(|s| s.accuracy).collect())))
+    }
+
+    fn finish(self) -> Result<SimulationResult, SimulationError> {
+        let fine_tuned = match self.simulation.fine_tune {
+            Some(n_epochs) => self.fine_tuned(n_epochs)?,
+            None => None,
+        };
         let ledgers = self.clients.into_iter().map(|client| client.ledger);
-        SimulationResult {
+        Ok(SimulationResult {
+            fine_tuned,
             report: self.run.report(),
             rounds: self.rounds,
             model: (self.simulation.plan)
@@ -790,6 +830,6 @@ impl<'a> Engine<'a> {
                 .into_owned(),
             institutions: self.trusted.map(|trusted| trusted.statement(self.simulation.noise)),
             ledgers: self.ids.into_iter().zip(ledgers).collect(),
-        }
+        })
     }
 }

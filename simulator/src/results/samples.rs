@@ -134,5 +134,6 @@ pub(crate) fn result(n: u32) -> SimulationResult {
         model,
         ledgers: BTreeMap::new(),
         institutions: None,
+        fine_tuned: None,
     }
 }

@@ -6,7 +6,7 @@ use comity_federation::{Country, ModelDigest, Plan, PlanDigest, PrivacyTerms, Ru
 use comity_privacy::{Estimate, PrivacyUnit};
 use serde::Serialize;
 
-use crate::{NoiseMode, RoundScore, SimulationError, SimulationResult};
+use crate::{Fairness, NoiseMode, RoundScore, SimulationError, SimulationResult};
 
 /// What `summary.json` holds; the first keys are those of the demo's.
 #[derive(Clone, Debug, Serialize)]
@@ -38,6 +38,9 @@ pub struct Summary {
     /// What the clients' statistics say together, in the order of the plan's queries; noisy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub statistics: Option<Vec<Estimate>>,
+    /// How the last model does at each client after fine-tuning there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fine_tuned: Option<Fairness>,
     /// A score a round.
     pub history: Vec<RoundScore>,
 }
@@ -67,6 +70,7 @@ impl Summary {
             plan: result.report.plan,
             model: result.report.model,
             statistics: result.report.statistics.clone(),
+            fine_tuned: result.fine_tuned,
             history: result.rounds.clone(),
         })
     }

@@ -90,8 +90,10 @@ fn a_run_ends_with_the_same_records_on_all_sides_and_a_certificate() {
         for (what, n) in [("records", 3), ("receipts", 3), ("released", 3), ("receipted", 3)] {
             assert_eq!(verified[what], n, "{id}, {what}: {verified}");
         }
-        // Their own, and those of the two others under all records but the last.
-        assert_eq!(verified["countersignatures"], 3 + 2 * 2, "{id}: {verified}");
+        // Their own, and those of the two others under all records but the last; who was asked for the last
+        // round before they had signed the record before it has not seen these.
+        let n = verified["countersignatures"].as_u64().unwrap();
+        assert!((3 + 2..=3 + 2 * 2).contains(&n), "{id}: {verified}");
         let listed = site.client_json(id, &["receipts", "list", "--json"]);
         assert_eq!(listed["rounds"].as_array().unwrap().len(), 3, "{listed}");
     }
