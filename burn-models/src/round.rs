@@ -6,8 +6,8 @@ use std::num::NonZero;
 
 use comity_datasets::{Dataset, Normalise};
 use comity_federation::{
-    ClientId, ClientState, Delta, FixedPoint, FixedPointError, Parameters, Plan, PlanError,
-    RoundOutput,
+    ClientId, ClientState, Delta, FixedPoint, FixedPointError, Parameters, Plan, PlanDigest,
+    PlanError, RoundOutput,
 };
 use comity_privacy::{PrivacyError, PrivacyPlan, Randomness, Released, Reservation};
 
@@ -24,6 +24,8 @@ const EVALUATION_BATCH: usize = 512;
 pub struct LocalRound<'a> {
     /// The plan that was agreed to.
     pub plan: &'a Plan,
+    /// Its digest: to work it out anew for each of many clients would cost more than a small round.
+    pub plan_digest: PlanDigest,
     /// Counted from 1; 0 asks for statistics.
     pub round: u32,
     /// Who trains; with the plan's seed and the round it orders the batches where there is no DP.
@@ -202,7 +204,7 @@ fn declared_steps(task: &LocalRound<'_>) -> Option<u32> {
 /// Seeds the order of batches where there is no DP: the same in simulation and deployment.
 fn batch_seed(task: &LocalRound<'_>) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_derive_key("comity batch order v1");
-    hasher.update(&task.plan.digest().0);
+    hasher.update(&task.plan_digest.0);
     hasher.update(format!("{} {}", task.client, task.round).as_bytes());
     *hasher.finalize().as_bytes()
 }

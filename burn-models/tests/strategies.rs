@@ -91,6 +91,7 @@ fn part(
     let reservation = Ledger::new(limit).reserve(&mut Vec::new(), key, charge).unwrap();
     let task = LocalRound {
         plan,
+        plan_digest: plan.digest(),
         round,
         client: &named.id,
         base: model,

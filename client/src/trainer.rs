@@ -94,6 +94,7 @@ fn train(job: Job) -> Trained {
     let device = job.device.open()?;
     let round = LocalRound {
         plan: &job.plan,
+        plan_digest: job.task.plan,
         round: job.task.round,
         client: &job.client,
         base: &base,

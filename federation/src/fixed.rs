@@ -66,19 +66,21 @@ impl FixedPoint {
         }
         let scale = self.steps_per_unit();
         let limit = (1u32 << 31) >> self.bits;
-        let mut values = Vec::with_capacity(before.len());
+        let mut values = vec![0; before.len()];
+        if dispatch!(Level::new(), _ => round(before, after, scale, &mut values)) {
+            return Ok(Delta::new(values));
+        }
+        // One of them does not fit; the first is named.
         for (index, (b, a)) in before.iter().zip(after).enumerate() {
             let change = f64::from(*a) - f64::from(*b);
             if !change.is_finite() {
                 return Err(FixedPointError::NotFinite { index });
             }
-            let rounded = (change * scale).round_ties_even();
-            if rounded.abs() > f64::from(i32::MAX) {
+            if rounded(change * scale).abs() > f64::from(i32::MAX) {
                 return Err(FixedPointError::OutOfRange { index, limit });
             }
-            values.push(rounded as i32);
         }
-        Ok(Delta::new(values))
+        unreachable!("one of them did not fit")
     }
 
     /// Grid steps in one unit of the model's values.
@@ -114,6 +116,27 @@ impl FixedPoint {
 
 /// Largest total weight whose sums are at most 2^51 in size.
 const SMALL_WEIGHT_MAX: u64 = 1 << 20;
+
+/// Writes each change times `scale`, rounded, to `values`; `false` if one is not finite or passes an `i32`.
+#[inline(always)]
+fn round(before: &[f32], after: &[f32], scale: f64, values: &mut [i32]) -> bool {
+    let mut fits = true;
+    for ((value, before), after) in values.iter_mut().zip(before).zip(after) {
+        let steps = rounded((f64::from(*after) - f64::from(*before)) * scale);
+        // False for NaN too.
+        fits &= steps.abs() <= f64::from(i32::MAX);
+        *value = steps as i32;
+    }
+    fits
+}
+
+/// `steps` rounded half to even, exactly up to 2^51 in size and to something as large beyond: the sum with
+/// 1.5 * 2^52 has no digits below 1. The library's function is a call for each value.
+#[inline(always)]
+fn rounded(steps: f64) -> f64 {
+    const MIDDLE: f64 = 6_755_399_441_055_744.0;
+    (steps + MIDDLE) - MIDDLE
+}
 
 #[inline(always)]
 fn step(
@@ -167,6 +190,20 @@ mod tests {
         let error = grid.delta(&[0.0], &[600.0]).unwrap_err();
         assert_eq!(error, FixedPointError::OutOfRange { index: 0, limit: 512 });
         assert!(grid.delta(&[0.0], &[511.0]).is_ok());
+    }
+
+    #[test]
+    fn halves_are_rounded_to_even_and_large_values_stay_large() {
+        let limit = f64::from(i32::MAX);
+        for steps in
+            [0.0, 0.5, 1.5, 2.5, -0.5, -1.5, 0.49999999999999994, limit, limit + 0.5, -limit]
+        {
+            assert_eq!(rounded(steps), steps.round_ties_even(), "{steps}");
+        }
+        for steps in [1e16, -1e16, 1e300, -1e300, f64::INFINITY, f64::NEG_INFINITY] {
+            assert!(rounded(steps).abs() > limit, "{steps}");
+        }
+        assert!(rounded(f64::NAN).is_nan());
     }
 
     proptest! {

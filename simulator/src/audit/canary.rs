@@ -164,6 +164,7 @@ impl Sandbox {
             .map_err(RoundError::from)?;
         let round = LocalRound {
             plan: &self.plan,
+            plan_digest: self.plan.digest(),
             round: 1,
             client: &self.client,
             base: &self.start,

@@ -275,6 +275,7 @@ impl Audit {
             .map_err(RoundError::from)?;
         let round = LocalRound {
             plan: &self.plan,
+            plan_digest: self.plan.digest(),
             round: 1,
             client: &self.client,
             base: &self.start,

@@ -93,6 +93,7 @@ impl Client {
         let (reservation, randomness) = self.debit(work.simulation, id, task)?;
         let round = LocalRound {
             plan,
+            plan_digest: task.plan,
             round: task.round,
             client: id,
             base,
