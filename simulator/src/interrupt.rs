@@ -15,6 +15,10 @@ pub(crate) fn is_interrupted() -> bool {
     LISTENS.call_once(|| {
         // Without a handler Ctrl-C ends the process at once, which loses no more than a round.
         let _ = ctrlc::set_handler(|| {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "asked twice; files are replaced as a whole"
+            )]
             if IS_INTERRUPTED.swap(true, Ordering::Relaxed) {
                 process::exit(EXIT_INTERRUPTED);
             }
