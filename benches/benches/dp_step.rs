@@ -9,7 +9,7 @@
 
 use std::hint::black_box;
 
-use comity_benches::{ThreadCpu, elements};
+use comity_benches::{ThreadCpu, elements, small_cnn};
 use comity_burn_models::{Device, Model, clipped_gradient_sum, gradient_sum};
 use comity_datasets::Batch;
 use comity_federation::{Layer, ModelSpec, Plan};
@@ -26,26 +26,6 @@ const MICROBATCH: usize = 128;
 const CLIP_NORM_L2: f64 = 0.1;
 const LOG2_SIGMA: u32 = 30;
 const SEED: u64 = 1;
-
-/// The network that Opacus is measured on in `opacus_ghost.py`: 56,714 parameters.
-fn small_cnn() -> ModelSpec {
-    let conv = |out| Layer::Conv2d { out, kernel: 3, stride: 1, padding: 0 };
-    let pool = || Layer::MaxPool2d { kernel: 2, stride: None };
-    ModelSpec {
-        layers: vec![
-            conv(16),
-            Layer::Relu,
-            pool(),
-            conv(32),
-            Layer::Relu,
-            pool(),
-            Layer::Flatten,
-            Layer::Linear { out: 64 },
-            Layer::Relu,
-            Layer::Linear { out: 10 },
-        ],
-    }
-}
 
 /// One block of width 64 over 49 tokens of a vocabulary of 256.
 fn transformer() -> ModelSpec {

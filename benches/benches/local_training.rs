@@ -6,10 +6,10 @@
 
 use std::num::NonZero;
 
-use comity_benches::{ThreadCpu, elements};
+use comity_benches::{ThreadCpu, elements, small_cnn};
 use comity_burn_models::{Device, TrainingTask, evaluate, train_plain};
 use comity_datasets::{Contract, Dataset, Normalise, Scale};
-use comity_federation::{Layer, ModelSpec, Optimizer, Training};
+use comity_federation::{Optimizer, Training};
 use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
 use mimalloc::MiMalloc;
 
@@ -20,26 +20,6 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 const SEED: u64 = 1;
 const NORMALISE: Normalise = Normalise { mean: 0.286, std: 0.353 };
 
-/// The benchmark CNN, 56,714 parameters.
-fn benchmark_cnn() -> ModelSpec {
-    let conv = |out| Layer::Conv2d { out, kernel: 3, stride: 1, padding: 0 };
-    let pool = || Layer::MaxPool2d { kernel: 2, stride: None };
-    ModelSpec {
-        layers: vec![
-            conv(16),
-            Layer::Relu,
-            pool(),
-            conv(32),
-            Layer::Relu,
-            pool(),
-            Layer::Flatten,
-            Layer::Linear { out: 64 },
-            Layer::Relu,
-            Layer::Linear { out: 10 },
-        ],
-    }
-}
-
 /// Images of no meaning.
 fn dataset(n: usize) -> Dataset {
     let contract = Contract { shape: vec![1, 28, 28], n_classes: 10, scale: Scale::Bytes };
@@ -49,7 +29,7 @@ fn dataset(n: usize) -> Dataset {
 }
 
 fn local_training(criterion: &mut Criterion<ThreadCpu>) {
-    let (spec, device) = (benchmark_cnn(), Device::flex());
+    let (spec, device) = (small_cnn(), Device::flex());
     let manifest = spec.manifest(&[1, 28, 28], 10).expect("the layers fit");
     assert_eq!(manifest.n_parameters(), 56_714);
     let start = manifest.initial_parameters(SEED);

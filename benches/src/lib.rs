@@ -1,4 +1,4 @@
-//! What the benches share: a clock that counts only what the bench itself computes.
+//! What the benches share: a network, and a clock that counts only what the bench itself computes.
 //!
 //! Wall time on a shared machine measures the neighbours. The benches here are of one thread, so
 //! they are measured by the time that thread was on a processor.
@@ -7,8 +7,30 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use comity_federation::{Layer, ModelSpec};
 use criterion::Throughput;
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
+
+/// The network that PyTorch, Opacus and the simulation peers are measured on: 56,714 parameters.
+#[must_use]
+pub fn small_cnn() -> ModelSpec {
+    let conv = |out| Layer::Conv2d { out, kernel: 3, stride: 1, padding: 0 };
+    let pool = || Layer::MaxPool2d { kernel: 2, stride: None };
+    ModelSpec {
+        layers: vec![
+            conv(16),
+            Layer::Relu,
+            pool(),
+            conv(32),
+            Layer::Relu,
+            pool(),
+            Layer::Flatten,
+            Layer::Linear { out: 64 },
+            Layer::Relu,
+            Layer::Linear { out: 10 },
+        ],
+    }
+}
 
 /// Time of the calling thread on a processor; wall time where the system does not tell.
 ///

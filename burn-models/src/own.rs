@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use comity_federation::{ClientId, ClientState, Delta, FixedPoint, Parameters, Plan, Rounding};
+use comity_federation::{ClientState, Delta, FixedPoint, Parameters, Plan, Rounding, ServerStep};
 
 use crate::RoundError;
 
@@ -62,13 +62,14 @@ impl<'a> Own<'a> {
         if let Some(got) = state.map(|state| state.values().len()).filter(|n| *n != expected) {
             return Err(RoundError::State { expected, got });
         }
-        let n_values = plan.server_step()?.n_values();
-        if base.values().len() != n_values {
-            return Err(RoundError::Base { expected: n_values, got: base.values().len() });
-        }
         let manifest = plan.model_manifest()?;
         let (n_shared, n_local) = (manifest.n_shared(), manifest.n_local());
         let n_model = manifest.n_parameters();
+        // Not the plan's own step, which adds up everybody's weights.
+        let n_values = ServerStep::new(&plan.aggregation, n_shared, n_model - n_shared).n_values();
+        if base.values().len() != n_values {
+            return Err(RoundError::Base { expected: n_values, got: base.values().len() });
+        }
         let has_control = expected > n_local;
         Ok(Self { plan, base, state, n_shared, n_local, n_model, has_control })
     }
@@ -125,7 +126,7 @@ impl<'a> Own<'a> {
         after: &Parameters,
         delta: &Delta,
         grid: FixedPoint,
-        (round, client): (u32, &ClientId),
+        (round, rounding): (u32, Rounding<'_>),
     ) -> Option<ClientState> {
         if self.n_local == 0 && !self.has_control {
             return None;
@@ -133,7 +134,6 @@ impl<'a> Own<'a> {
         let mut next = after.values()[self.n_shared..self.n_shared + self.n_local].to_vec();
         if self.has_control {
             let encoding = self.plan.update_encoding(round);
-            let rounding = Rounding { plan: self.plan.digest(), round, client };
             let encoded = encoding.encode(delta.values(), rounding);
             let mut words = vec![0; 4 * self.n_shared];
             encoding.decode(&(0..self.n_shared), &encoded, &mut words);

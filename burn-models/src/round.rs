@@ -7,7 +7,7 @@ use std::num::NonZero;
 use comity_datasets::{Dataset, Normalise};
 use comity_federation::{
     ClientId, ClientState, Delta, FixedPoint, FixedPointError, Parameters, Plan, PlanDigest,
-    PlanError, RoundOutput,
+    PlanError, RoundOutput, Rounding,
 };
 use comity_privacy::{PrivacyError, PrivacyPlan, Randomness, Released, Reservation};
 
@@ -136,7 +136,7 @@ pub fn local_round(
     let Some((plan, randomness)) = privacy else {
         let after = train_plain(&training, batch_seed(task), progress)?;
         let delta = own.delta(grid, &after)?;
-        let state = own.next(&after, &delta, grid, (task.round, task.client));
+        let state = own.next(&after, &delta, grid, (task.round, rounding(task)));
         let output = RoundOutput { delta, n_correct: None, loss_sum: None };
         return Ok(LocalResult { release: reservation.release_exempt(output)?, state });
     };
@@ -166,7 +166,7 @@ pub fn local_round(
     }
     let after = train_private(&training, &mut session, progress)?;
     let delta = own.delta(grid, &after)?;
-    let state = own.next(&after, &delta, grid, (task.round, task.client));
+    let state = own.next(&after, &delta, grid, (task.round, rounding(task)));
     Ok(LocalResult { release: session.finish(RoundOutput { delta, n_correct, loss_sum }), state })
 }
 
@@ -199,6 +199,11 @@ fn declared_steps(task: &LocalRound<'_>) -> Option<u32> {
     let named = || task.plan.client(task.client);
     let counts = task.plan.aggregation.strategy.counts_declared_steps();
     counts.then(named).flatten().map(|named| task.plan.steps_per_round(named))
+}
+
+/// How the update's encoding rounds.
+fn rounding<'a>(task: &LocalRound<'a>) -> Rounding<'a> {
+    Rounding { plan: task.plan_digest, round: task.round, client: task.client }
 }
 
 /// Seeds the order of batches where there is no DP: the same in simulation and deployment.

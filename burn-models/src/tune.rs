@@ -6,7 +6,7 @@
 use std::num::NonZero;
 
 use comity_datasets::Dataset;
-use comity_federation::{ClientId, ClientState, Parameters, Plan, PlanError, Training};
+use comity_federation::{ClientId, ClientState, Parameters, Plan, PlanDigest, PlanError, Training};
 
 use crate::contract::plan_units;
 use crate::{Device, RoundError, TrainingTask, normalisation, train_plain};
@@ -16,6 +16,8 @@ use crate::{Device, RoundError, TrainingTask, normalisation, train_plain};
 pub struct FineTuning<'a> {
     /// The plan of the run whose model it is; its local steps are taken, without its noise.
     pub plan: &'a Plan,
+    /// Its digest.
+    pub plan_digest: PlanDigest,
     /// The model; what the server remembers may follow it.
     pub model: &'a Parameters,
     /// What the client kept at the run's end: its local layers are taken from there, where it has any.
@@ -79,7 +81,7 @@ pub fn fine_tune(
         n_threads: task.n_threads,
     };
     let mut seed = blake3::Hasher::new_derive_key("comity fine-tuning order v1");
-    seed.update(&task.plan.digest().0);
+    seed.update(&task.plan_digest.0);
     seed.update(task.client.to_string().as_bytes());
     Ok(train_plain(&training, *seed.finalize().as_bytes(), progress)?)
 }

@@ -300,6 +300,7 @@ fn a_tuned_model_fits_its_client_better_and_begins_with_its_own_layers() {
     let tune = |plan: &Plan, model: &Parameters, state, n_epochs| {
         let task = FineTuning {
             plan,
+            plan_digest: plan.digest(),
             model,
             state,
             client: &plan.cohort.clients[0].id,

@@ -9,6 +9,7 @@
 //! A state never leaves its client: there is no message for it.
 
 use crate::StateDigest;
+use crate::parameters::{from_bytes, to_bytes};
 
 /// A client's state between two rounds, `[client_state_len]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,14 +31,13 @@ impl ClientState {
     /// Little-endian bytes, four a value: what is stored.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        self.0.iter().map(|v| v.to_le_bytes()).collect::<Vec<_>>().into_flattened()
+        to_bytes(&self.0)
     }
 
     /// The inverse of [`to_bytes`](Self::to_bytes); `None` if the length is not a multiple of four.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (words, rest) = bytes.as_chunks::<4>();
-        rest.is_empty().then(|| Self(words.iter().map(|w| f32::from_le_bytes(*w)).collect()))
+        from_bytes(bytes).map(Self)
     }
 
     /// BLAKE3 of the bytes.

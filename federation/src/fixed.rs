@@ -114,6 +114,8 @@ impl FixedPoint {
     }
 }
 
+/// 1.5 * 2^52: what is at most 2^51 in size and added to it stands in its mantissa, in whole numbers.
+const MIDDLE: f64 = 6_755_399_441_055_744.0;
 /// Largest total weight whose sums are at most 2^51 in size.
 const SMALL_WEIGHT_MAX: u64 = 1 << 20;
 
@@ -134,7 +136,6 @@ fn round(before: &[f32], after: &[f32], scale: f64, values: &mut [i32]) -> bool 
 /// 1.5 * 2^52 has no digits below 1. The library's function is a call for each value.
 #[inline(always)]
 fn rounded(steps: f64) -> f64 {
-    const MIDDLE: f64 = 6_755_399_441_055_744.0;
     (steps + MIDDLE) - MIDDLE
 }
 
@@ -156,7 +157,6 @@ fn step(
 /// The conversion is one at a time; of these, several are one instruction.
 #[inline(always)]
 fn small(sum: i64) -> f64 {
-    const MIDDLE: f64 = 6_755_399_441_055_744.0;
     f64::from_bits(MIDDLE.to_bits().wrapping_add_signed(sum)) - MIDDLE
 }
 

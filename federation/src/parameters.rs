@@ -22,14 +22,13 @@ impl Parameters {
     /// Little-endian bytes, four a parameter: what is stored, sent and hashed.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        self.0.iter().map(|v| v.to_le_bytes()).collect::<Vec<_>>().into_flattened()
+        to_bytes(&self.0)
     }
 
     /// The inverse of [`to_bytes`](Self::to_bytes); `None` if the length is not a multiple of four.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (words, rest) = bytes.as_chunks::<4>();
-        rest.is_empty().then(|| Self(words.iter().map(|w| f32::from_le_bytes(*w)).collect()))
+        from_bytes(bytes).map(Self)
     }
 
     /// BLAKE3 of the bytes.
@@ -37,6 +36,17 @@ impl Parameters {
     pub fn digest(&self) -> ModelDigest {
         ModelDigest(*blake3::hash(&self.to_bytes()).as_bytes())
     }
+}
+
+/// Little-endian bytes, four a value.
+pub(crate) fn to_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().map(|v| v.to_le_bytes()).collect::<Vec<_>>().into_flattened()
+}
+
+/// The inverse of [`to_bytes`]; `None` if the length is not a multiple of four.
+pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Vec<f32>> {
+    let (words, rest) = bytes.as_chunks::<4>();
+    rest.is_empty().then(|| words.iter().map(|w| f32::from_le_bytes(*w)).collect())
 }
 
 #[cfg(test)]

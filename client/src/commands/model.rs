@@ -63,6 +63,7 @@ pub fn tune(
     let device = settings.config.device.open()?;
     let task = FineTuning {
         plan,
+        plan_digest: plan.digest(),
         model: &model,
         state: state.as_ref(),
         client: &client,

@@ -206,7 +206,7 @@ fn download(url: &str, to: &Path, pinned: &Pinned) -> anyhow::Result<()> {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(bytes))
 }
 
 fn text(files: &[Fetched]) -> String {

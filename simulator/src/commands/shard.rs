@@ -17,7 +17,7 @@ use comity_burn_models::DeviceChoice;
 use comity_simulator::results::Comparison;
 use comity_simulator::results::folder::SUMMARY;
 use comity_simulator::store::Store;
-use comity_simulator::{RunFolder, World};
+use comity_simulator::{RunFolder, SimulationError, World};
 use serde::{Deserialize, Serialize};
 
 use self::emit::Machine;
@@ -25,6 +25,7 @@ use self::result::{Given, conflicts, fetch, key_of, put};
 use crate::commands::cells::{Axes, Cell};
 use crate::commands::sweep::Runner;
 use crate::commands::{WorldArgs, read_text, report};
+use crate::interrupt::is_interrupted;
 use crate::output::{self, Hint};
 
 /// Where an array's or an indexed job's index stands, in the order in which they are asked.
@@ -309,6 +310,11 @@ impl RunShard {
         for (at, cell) in stored.cells.iter().enumerate() {
             if stored.shard_of(at) != index {
                 continue;
+            }
+            if is_interrupted() {
+                // What remains is another try's.
+                first_error.get_or_insert(SimulationError::Interrupted.into());
+                break;
             }
             if store.get(&key_of(&stored.digest, &cell.name))?.is_some() {
                 eprintln!("{}: is in the store", cell.name);

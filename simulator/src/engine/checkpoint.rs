@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::queue::{Moment, Queue};
 use super::wave::Ready;
 use crate::institutions::Saved;
+use crate::results::folder::write_whole;
 use crate::{Conduct, RoundScore, SimulationError};
 
 const CHECKPOINT: &str = "checkpoint.json";
@@ -190,18 +191,21 @@ impl Checkpoints {
     }
 
     /// Makes `state` the one to go on from, after `lines`.
-    pub(super) fn write(&mut self, lines: &[Line], mut state: State) -> io::Result<State> {
+    pub(super) fn write(
+        &mut self,
+        lines: &[Line],
+        mut state: State,
+    ) -> Result<State, SimulationError> {
         let mut text = Vec::new();
         for line in lines {
-            serde_json::to_writer(&mut text, line)?;
+            serde_json::to_writer(&mut text, line).map_err(io::Error::from)?;
             text.push(b'\n');
         }
         self.journal.write_all(&text)?;
         self.journal_bytes += text.len() as u64;
         state.journal_bytes = self.journal_bytes;
-        let partial = self.dir.join(format!(".{CHECKPOINT}.partial"));
-        fs::write(&partial, serde_json::to_vec(&state)?)?;
-        fs::rename(&partial, self.dir.join(CHECKPOINT))?;
+        let json = serde_json::to_vec(&state).map_err(io::Error::from)?;
+        write_whole(&self.dir.join(CHECKPOINT), &json)?;
         let needed: BTreeSet<Digest> = state.blobs().cloned().collect();
         for digest in self.blobs.difference(&needed) {
             fs::remove_file(self.dir.join(BLOBS).join(digest))?;

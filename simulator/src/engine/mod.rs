@@ -10,6 +10,7 @@
 
 mod checkpoint;
 mod client;
+mod fold;
 mod queue;
 mod ranks;
 mod resume;
@@ -18,7 +19,6 @@ mod states;
 mod updates;
 mod wave;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::path::Path;
@@ -26,23 +26,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use comity_burn_models::{
-    Device, Evaluation, FineTuning, all_cores, check_units, fine_tune, personal_model,
-};
+use comity_burn_models::{Device, all_cores, check_units};
 use comity_federation::{
-    Accumulator, Circumstances, ClientId, Contribution, Effect, Event, Fold, ModelDigest, Outcome,
-    Parameters, Participant, ParticipantEffect, ParticipantEvent, Plan, Policy, Rejection, Run,
-    RunId, RunReport, ServerStep, SquareSum, Task, Time, UpdateDigest, Updates,
+    Circumstances, ClientId, Contribution, Effect, Event, ModelDigest, Outcome, Parameters,
+    Participant, ParticipantEffect, ParticipantEvent, Plan, Policy, Rejection, Run, RunId,
+    RunReport, ServerStep, SquareSum, Task, Time,
 };
-use comity_privacy::{Ledger, Limit, Statement};
+use comity_privacy::{Budget, Ledger, Limit, Statement};
 
 use self::checkpoint::{Checkpoints, Digest, Line};
 use self::client::{Client, Entries, Reckoned, Trained, Work};
 use self::queue::{Message, Moment, Next, Queue, Training};
 pub use self::ranks::{OneProcess, Ranks};
-use self::scoring::{Scoring, bytes_by_country, client_rounds, epsilon_by_country, seconds};
+use self::scoring::Scoring;
 use self::states::States;
-use self::updates::{Chosen, RoundSum, Summed, UpdateStore};
+use self::updates::{RoundSum, UpdateStore};
 use self::wave::{Job, Ready};
 use crate::conduct::Behaviour;
 use crate::institutions::TrustedCoordinator;
@@ -172,6 +170,8 @@ struct Engine<'a> {
     ids: Vec<ClientId>,
     positions: BTreeMap<ClientId, usize>,
     clients: Vec<Client>,
+    /// What each client may spend; `None` without DP of its own, as where whole institutions are protected.
+    budget: Option<Budget>,
     reckoned: Reckoned,
     /// Where whole institutions are protected.
     trusted: Option<TrustedCoordinator>,
@@ -245,6 +245,7 @@ impl<'a> Engine<'a> {
             positions: ids.iter().cloned().zip(0..).collect(),
             ids,
             clients,
+            budget,
             reckoned: Reckoned::default(),
             trusted: TrustedCoordinator::new(plan)?,
             run,
@@ -270,13 +271,12 @@ impl<'a> Engine<'a> {
     /// Every institution reviews the plan.
     fn gather(&mut self) -> Result<(), SimulationError> {
         let plan = self.simulation.plan;
-        let budget = plan.budget()?.filter(|_| !plan.draws_in_secret());
         for (position, named) in plan.cohort.clients.iter().enumerate() {
             // No deployed institution agrees that the noise is added elsewhere; a simulated one does.
             // Otherwise it allows exactly what the plan asks for.
             let reviewed = match plan.draws_in_secret() {
                 true => Ok(()),
-                false => Policy::of_plan(plan, named, budget)
+                false => Policy::of_plan(plan, named, self.budget)
                     .review(plan, &named.id, Circumstances::default())
                     .map_err(|e| e.to_string()),
             };
@@ -587,7 +587,7 @@ impl<'a> Engine<'a> {
             wanted.iter().map(|(client, (moment, _))| (*moment, *client)).collect();
         let mut jobs: Vec<Job<'_>> = Vec::with_capacity(wanted.len());
         for (position, client) in self.clients.iter_mut().enumerate() {
-            let is_mine = position % self.ranks.size() == self.ranks.rank();
+            let is_mine = ranks::is_mine(self.ranks, position);
             let Some((moment, task)) = wanted.remove(&position).filter(|_| is_mine) else {
                 continue;
             };
@@ -599,10 +599,7 @@ impl<'a> Engine<'a> {
         let work = Work {
             simulation: self.simulation,
             reckoned: &self.reckoned,
-            delta: plan
-                .budget()?
-                .filter(|_| !plan.draws_in_secret())
-                .map(|budget| budget.delta.get()),
+            delta: self.budget.map(|budget| budget.delta.get()),
         };
         let (updates, trained) = (&mut self.updates, &mut self.trained);
         wave::train(work, &self.behaviour, jobs, observe, |moment, result| {
@@ -618,126 +615,6 @@ impl<'a> Engine<'a> {
         })?;
         self.exchange(&moments);
         Ok(())
-    }
-
-    /// Rooms 9 and 10: the exact sum, the server's step, and the score of the new model.
-    fn aggregate(
-        &mut self,
-        round: u32,
-        updates: &[(UpdateDigest, u64)],
-        gain: f64,
-        observe: &mut dyn FnMut(Progress<'_>),
-    ) -> Result<(), SimulationError> {
-        if round == 0 {
-            return self.conclude(updates, observe);
-        }
-        let (next, digest) = self.next_model(round, updates, gain)?;
-        self.model = Arc::new(next);
-        let model = self.simulation.plan.model_of(&self.model)?;
-        let n_threads = self.simulation.n_threads;
-        let score = ranks::of_first(self.ranks, || self.scoring.score(&model, n_threads))?;
-        let newest = self.run.n_rounds() - 1;
-        let record = self.run.rounds_from(newest).pop().expect("a round is being aggregated");
-        let model_of = |position: usize| {
-            let state = self.states.get(position)?;
-            Ok(personal_model(self.simulation.plan, &self.model, state.as_ref())?)
-        };
-        let is_mine = |client| self.is_mine(client);
-        let own = self.scoring.score_clients(model_of, self.simulation, &is_mine)?;
-        let own = own.map(|own| ranks::of_all(self.ranks, own));
-        let shared = self.trusted.as_ref().map(TrustedCoordinator::epsilon);
-        let epsilon = |position: usize| shared.or(self.clients[position].epsilon);
-        let clients = client_rounds(&record, |id| {
-            let position = self.positions[id];
-            (epsilon(position), own.as_ref().and_then(|own| own[position]))
-        });
-        let accuracies = |own: &Vec<Option<Evaluation>>| -> Vec<f64> {
-            own.iter().flatten().map(|score| score.accuracy).collect()
-        };
-        let spent = self.ids.iter().enumerate().map(|(position, id)| (id, epsilon(position)));
-        let score = RoundScore {
-            round,
-            accuracy: score.accuracy,
-            loss: score.loss,
-            backdoor: score.backdoor,
-            model: digest,
-            seconds: self.round_started.elapsed().as_secs_f64(),
-            clock_s: seconds(self.now),
-            n_contributions: record.contributions.len() as u32,
-            n_missing: record.missing.len() as u32,
-            epsilon: epsilon_by_country(spent),
-            bytes: bytes_by_country(&record),
-            fairness: own.as_ref().map(accuracies).and_then(Fairness::of),
-        };
-        observe(Progress::Round { score: &score, clients: &clients });
-        self.rounds.push(score);
-        self.reckoned.forget();
-        // They are folded, and nobody asks for them again.
-        updates.iter().for_each(|(update, _)| self.updates.remove(update));
-        self.save(round)?;
-        self.published(round, observe)
-    }
-
-    /// The run learns that the round's model is there.
-    fn published(
-        &mut self,
-        round: u32,
-        observe: &mut dyn FnMut(Progress<'_>),
-    ) -> Result<(), SimulationError> {
-        let model = self.model.digest();
-        self.step_run(Event::Aggregated { round, model, statistics: None }, observe)?;
-        self.forget();
-        Ok(())
-    }
-
-    fn next_model(
-        &mut self,
-        round: u32,
-        updates: &[(UpdateDigest, u64)],
-        gain: f64,
-    ) -> Result<(Parameters, ModelDigest), SimulationError> {
-        let plan = self.simulation.plan;
-        if let Some(trusted) = &mut self.trusted {
-            let deltas: Vec<_> = updates
-                .iter()
-                .map(|(digest, _)| self.updates.bytes(digest))
-                .collect::<Result<_, _>>()?;
-            let deltas: Vec<&[u8]> = deltas.iter().map(AsRef::as_ref).collect();
-            return Ok(trusted.step(&self.step, &self.model, &deltas)?);
-        }
-        let weights: Vec<u64> = updates.iter().map(|(_, weight)| *weight).collect();
-        let next = if let Some(sum) = &mut self.sum {
-            let (sum, total, n_updates) = ranks::sum(self.ranks, sum.take());
-            let expected = (weights.iter().sum::<u64>(), weights.len());
-            assert_eq!((total, n_updates), expected, "what was accepted is what counts");
-            self.stepped(weights, gain, &mut Summed(&sum))?
-        } else {
-            let mut chosen = Chosen {
-                store: &self.updates,
-                digests: updates.iter().map(|(digest, _)| *digest).collect(),
-                encoding: plan.update_encoding(round),
-                n_coordinates: self.n_coordinates,
-                encoded: Vec::new(),
-            };
-            self.stepped(weights, gain, &mut chosen)?
-        };
-        let digest = next.digest();
-        Ok((next, digest))
-    }
-
-    /// The model after the strategy's step on `updates`.
-    fn stepped<U: Updates<Error = std::io::Error>>(
-        &self,
-        weights: Vec<u64>,
-        gain: f64,
-        updates: &mut U,
-    ) -> Result<Parameters, SimulationError> {
-        let mut fold = Fold::new(self.step.clone(), weights, gain, updates)?;
-        let mut next = Vec::with_capacity(self.model.values().len());
-        for range in fold.chunks() {
-            next.extend(fold.step(range, &mut self.model.values(), updates)?);
-        }
-        Ok(Parameters::new(next))
     }
 
     /// Drops the models and updates that nobody needs any more.
@@ -760,58 +637,8 @@ impl<'a> Engine<'a> {
         self.updates.retain(|update| updates.contains(update));
     }
 
-    /// Rooms 9 and 10 of round 0: the sums of the statistics, and the first model with what they say.
-    fn conclude(
-        &mut self,
-        updates: &[(UpdateDigest, u64)],
-        observe: &mut dyn FnMut(Progress<'_>),
-    ) -> Result<(), SimulationError> {
-        let plan = self.simulation.plan;
-        let n_values = self.updates.bytes(&updates[0].0)?.len() / 4;
-        let mut sum = Accumulator::new(n_values);
-        for (digest, weight) in updates {
-            sum.add(&self.updates.bytes(digest)?, *weight);
-        }
-        let sums = sum.into_sum();
-        if let Some((start, values)) = plan.standardisation(&sums)? {
-            let mut model = self.model.values().to_vec();
-            model[start..start + values.len()].copy_from_slice(&values);
-            self.model = Arc::new(Parameters::new(model));
-        }
-        let model = self.model.digest();
-        self.step_run(Event::Aggregated { round: 0, model, statistics: Some(sums) }, observe)?;
-        self.forget();
-        Ok(())
-    }
-
     fn later(&self, ms: u64) -> Time {
         Time(self.now.0.saturating_add(ms))
-    }
-
-    /// How the last model does at each client once the client has trained it on, on its own records.
-    fn fine_tuned(&self, n_epochs: NonZero<u32>) -> Result<Option<Fairness>, SimulationError> {
-        let Self { simulation, ids, states, model, .. } = self;
-        let tuned = |position: usize| -> Result<Cow<'_, Parameters>, SimulationError> {
-            let (shard, state) = (simulation.data.shard(position), states.get(position)?);
-            if shard.is_empty() {
-                return Ok(personal_model(simulation.plan, model, state.as_ref())?);
-            }
-            let task = FineTuning {
-                plan: simulation.plan,
-                model,
-                state: state.as_ref(),
-                client: &ids[position],
-                dataset: &shard,
-                n_epochs: n_epochs.get(),
-                device: simulation.device,
-                n_threads: NonZero::<usize>::MIN,
-            };
-            Ok(Cow::Owned(fine_tune(&task, &mut |_, _| {})?))
-        };
-        let is_mine = |client| self.is_mine(client);
-        let own = self.scoring.score_clients(tuned, simulation, &is_mine)?;
-        let own = own.map(|own| ranks::of_all(self.ranks, own));
-        Ok(own.and_then(|own| Fairness::of(own.iter().flatten().map(|s| s.accuracy).collect())))
     }
 
     fn finish(self) -> Result<SimulationResult, SimulationError> {

@@ -81,6 +81,11 @@ pub(super) fn check(ranks: &dyn Ranks, plan: &Plan) -> Result<(), PlanError> {
     Ok(())
 }
 
+/// Whether this process trains the client at this place in the plan.
+pub(super) fn is_mine(ranks: &dyn Ranks, client: usize) -> bool {
+    client % ranks.size() == ranks.rank()
+}
+
 /// Threads of all processes.
 pub(super) fn n_workers(ranks: &dyn Ranks, n_threads: NonZero<usize>) -> usize {
     exchanged(ranks, &n_threads.get()).into_iter().sum()
@@ -152,9 +157,9 @@ struct Told {
 }
 
 impl Engine<'_> {
-    /// Whether this process trains the client at this place in the plan.
+    /// As [`is_mine`].
     pub(super) fn is_mine(&self, client: usize) -> bool {
-        client % self.ranks.size() == self.ranks.rank()
+        is_mine(self.ranks, client)
     }
 
     /// Tells the other processes what became of the own clients' trainings, and learns the others'.

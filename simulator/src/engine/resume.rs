@@ -71,7 +71,7 @@ impl Engine<'_> {
         self.rounds = state.rounds;
         self.checkpoints = Some(checkpoints);
         observe(Progress::Resumed { rounds: &self.rounds });
-        self.published(state.round, observe)?;
+        self.published(state.round, self.model.digest(), observe)?;
         Ok(true)
     }
 

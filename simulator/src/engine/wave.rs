@@ -3,6 +3,7 @@
 //! Each client's result depends on nothing but its own state, records and task, so the number of threads
 //! changes no bit.  Where there are fewer clients than cores, a client gets several.
 
+use std::borrow::Cow;
 use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -113,15 +114,17 @@ fn train_one(
 ) -> Result<Trained, SimulationError> {
     let attack = behaviour.attack(job.position);
     let own = work.simulation.data.shard(job.position);
-    let poisoned = attack.map(|attack| attack.poison(own.clone().into_owned())).transpose()?;
-    let records = poisoned.as_ref().unwrap_or(&own);
+    let records = match attack {
+        Some(attack) => Cow::Owned(attack.poison(own.into_owned())?),
+        None => own,
+    };
     job.client.train(
         work,
         job.id,
         &job.task,
         &job.base,
         job.state.as_ref(),
-        records,
+        &records,
         attack,
         n_threads,
         progress,

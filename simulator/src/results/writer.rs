@@ -216,7 +216,7 @@ fn write_model(
         },
     )?;
     let bytes = fs::read(path).map_err(SimulationError::file("read", path))?;
-    Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex::encode(Sha256::digest(bytes)))
 }
 
 /// A file that only grows, by whole pieces.
